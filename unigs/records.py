@@ -1,0 +1,188 @@
+"""The records that travel between modules, the task names, and the legend of shapes.
+
+Data moves left to right through these records and through nothing else (README, "The house")::
+
+    annotations -> Annotated -> shards -> streams -> tasks -> TaskSample -> data -> Batch
+    -> diffusion -> pipeline -> Prediction -> codec -> metrics
+
+Legend, used by every docstring: B batch, N entities, C channels, H W pixels, h w latent cells,
+T diffusion steps, L tokens. Images are uint8 0..255 outside of ``diffusion`` and float -1..1 inside.
+
+Nothing here imports torch: a reader of annotations starts at once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+TASKS = ("inpainting", "synthesis", "referring", "entity")
+"""The four tasks of Table 2. A task's place here is its row in the task embedding."""
+
+Unlabelled = Literal["void", "unannotated", "background"]
+"""What label 0 means in one picture.
+
+``void``: annotators looked and gave no label (COCO panoptic 0). ``unannotated``: nobody looked
+(Open Images, COCO instances, holes of EntitySeg). ``background``: known to hold no entity.
+Entity segmentation learns only the last as truth.
+"""
+
+
+class UnigsError(Exception):
+    """Bad input, told in three parts: what was expected, what came, where."""
+
+
+class TooManySkips(UnigsError):
+    """More samples were unusable than the run allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """One annotated thing or stuff region of a picture.
+
+    Attributes:
+        label: its value in ``Annotated.labels``, 1..N without gaps.
+        category: English name, stripped of blanks. Names repeat between categories; never a key.
+        category_id: the source's own id, as text (``"18"``, ``"/m/0bt9lr"``).
+        annotation_id: the source's own id of this annotation, as text, unique within the picture.
+        is_thing: countable (True), stuff (False), or not said by the source (None).
+        is_crowd: a group annotated as one; never drawn as a single entity.
+    """
+
+    label: int
+    category: str
+    category_id: str
+    annotation_id: str
+    is_thing: bool | None = None
+    is_crowd: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Annotated:
+    """A picture and its entities, as any data set gives them and as a shard stores them.
+
+    Attributes:
+        key: unique in a data set, without dots and slashes (a WebDataset key).
+        image: the encoded file, whose stored pixels (EXIF ignored) are the ones annotated.
+        labels: uint16 [H, W]; 0 is unlabelled, k is the entity with ``label == k``. Overlaps are
+            resolved already, smaller on top; every entity owns at least one pixel.
+        entities: sorted by label.
+        unlabelled: what label 0 means here.
+        source: the data set, e.g. ``"coco-panoptic"``.
+    """
+
+    key: str
+    image: bytes
+    labels: np.ndarray
+    entities: tuple[Entity, ...]
+    unlabelled: Unlabelled
+    source: str
+
+    @property
+    def height(self) -> int:
+        return int(self.labels.shape[0])
+
+    @property
+    def width(self) -> int:
+        return int(self.labels.shape[1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskSample:
+    """One training or evaluation sample after geometry: a pure function of (manifest, seed, index).
+
+    Attributes:
+        key: the picture it came from.
+        index: its place in the stream; keys its noise and timestep too.
+        task: one of ``TASKS``.
+        image: uint8 [3, H, W].
+        labels: int32 [H, W], the entities of the target colormap, 1..N; 0 is painted black.
+        ignored: bool [H, W]; True where the colormap's truth is unknown (no loss, no score).
+        coarse_mask: bool [H, W]; True is to be filled (Omega, Eq. 9).
+        prompt: the words of Table 2.
+        names: category of label k at ``names[k - 1]``.
+    """
+
+    key: str
+    index: int
+    task: str
+    image: np.ndarray
+    labels: np.ndarray
+    ignored: np.ndarray
+    coarse_mask: np.ndarray
+    prompt: str
+    names: tuple[str, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """``TaskSample`` s stacked, B at a time. Colormaps are painted from ``labels`` on the device.
+
+    Attributes:
+        keys, prompts, names: lists of length B.
+        index: int64 [B]. task: int64 [B], place in ``TASKS``.
+        image: uint8 [B, 3, H, W]. labels: int32 [B, H, W].
+        ignored: bool [B, H, W]. coarse_mask: bool [B, 1, H, W].
+    """
+
+    keys: list[str]
+    prompts: list[str]
+    names: list[tuple[str, ...]]
+    index: torch.Tensor
+    task: torch.Tensor
+    image: torch.Tensor
+    labels: torch.Tensor
+    ignored: torch.Tensor
+    coarse_mask: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What one call of the pipeline gives, at the size of its input.
+
+    Attributes:
+        image: uint8 [B, 3, H, W]. colormap: uint8 [B, 3, H, W], as generated.
+        labels: int32 [B, H, W], the decoded masks; 0 is background.
+        scores: per image one float in 0..1 per label 1..N.
+    """
+
+    image: torch.Tensor
+    colormap: torch.Tensor
+    labels: torch.Tensor
+    scores: list[list[float]]
+
+
+@dataclass
+class Skips:
+    """Counts what was left out, by reason, with one example of each; never a silent loss."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, where: str) -> None:
+        """Count one skip; ``where`` names the file, row or id of the first of its kind."""
+        self.counts[reason] += 1
+        self.examples.setdefault(reason, where)
+
+    def update(self, other: Skips) -> None:
+        """Add another tally to this one."""
+        self.counts.update(other.counts)
+        for reason, where in other.examples.items():
+            self.examples.setdefault(reason, where)
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def __str__(self) -> str:
+        rows = [f"{n} x {why} (e.g. {self.examples[why]})" for why, n in self.counts.most_common()]
+        return "; ".join(rows) or "nothing skipped"
