@@ -1,0 +1,285 @@
+"""What every reader gives: a ``Source`` of pictures, and how regions become one label map.
+
+In: files of a data set as it is distributed. Out: :class:`unigs.records.Annotated`. First link of
+the chain (annotations -> shards). A reader works in two steps, so that shards can be written by any
+number of processes with the same bytes: an *index* (cheap, sorted by key, offsets into the
+annotation file instead of its contents) and ``load(i)``, a pure function of ``i`` that opens one
+picture and its masks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+from unigs import images
+from unigs.records import Annotated, Entity, Skips, UnigsError, Unlabelled
+
+MAX_KEY_LETTERS = 96
+MAX_ENTITIES = 65_535
+
+
+class Unusable(UnigsError):
+    """One picture cannot be used; :meth:`Source.load` counts it and gives None.
+
+    Args:
+        reason: the words it is counted under, without names or numbers.
+        where: the file, row or id.
+    """
+
+    def __init__(self, reason: str, where: str) -> None:
+        super().__init__(f"{reason}: {where}")
+        self.reason = reason
+        self.where = where
+
+
+class Category(TypedDict):
+    """A row of a data set's category table; names may repeat, ids do not."""
+
+    id: str
+    name: str
+    is_thing: bool | None
+
+
+class Source(ABC):
+    """The pictures of one split of one data set; picklable, and fork-safe.
+
+    The index is built on first use of ``keys``, ``categories``, ``skips`` or ``len``, so that
+    finding sources costs nothing.
+
+    Attributes:
+        name: e.g. ``"coco-panoptic"``; becomes ``Annotated.source``.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        licence: one line on what may be done with it.
+    """
+
+    name: str
+    split: str
+    licence: str
+
+    @property
+    @abstractmethod
+    def keys(self) -> Sequence[str]:
+        """The WebDataset keys, sorted and unique."""
+
+    @property
+    @abstractmethod
+    def categories(self) -> tuple[Category, ...]:
+        """The category table, sorted as the source gives it."""
+
+    @property
+    @abstractmethod
+    def skips(self) -> Skips:
+        """What the index left out; not counted again by :meth:`load`."""
+
+    @abstractmethod
+    def read(self, i: int, skips: Skips) -> Annotated:
+        """Picture ``i``; entities left out are counted in ``skips``.
+
+        Raises:
+            Unusable: the picture cannot be used.
+            UnigsError: the data set is damaged, the run should stop.
+        """
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def load(self, i: int, skips: Skips) -> Annotated | None:
+        """Picture ``i``, or None if it is unusable, which ``skips`` then counts with its reason.
+
+        A pure function of ``i``: any process gives the same record.
+
+        Args:
+            i: place in ``keys``.
+            skips: tally of pictures and entities left out.
+        """
+        try:
+            return self.read(i, skips)
+        except Unusable as error:
+            skips.add(error.reason, error.where)
+            return None
+
+    def iterate(self, skips: Skips) -> Iterator[Annotated]:
+        """All usable pictures in the order of their keys, one in memory at a time."""
+        skips.update(self.skips)
+        for i in range(len(self)):
+            sample = self.load(i, skips)
+            if sample is not None:
+                yield sample
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """One annotated mask before overlaps are resolved.
+
+    Attributes:
+        area_px: pixels of the mask; never the annotation's own ``area``, which is the polygon's.
+        mask: gives the bool [H, W] mask when it is painted, so that one is in memory at a time.
+    """
+
+    category: Category
+    annotation_id: str
+    area_px: int
+    mask: Callable[[], np.ndarray]
+    is_crowd: bool = False
+
+
+def paint_regions(
+    regions: Sequence[Region], height: int, width: int, skips: Skips, where: str
+) -> tuple[np.ndarray, tuple[Entity, ...]]:
+    """Resolve overlaps: crowds lowest, then large to small, so that small lies over large.
+
+    Args:
+        regions: in the order of the annotation file, which numbers the entities.
+        height, width: of the picture, pixels.
+        skips: counts regions that the others hide wholly.
+        where: the picture, for the count.
+
+    Returns:
+        uint16 labels [H, W] with values 0..N and the N entities that own a pixel.
+    """
+    if len(regions) > MAX_ENTITIES:
+        raise Unusable("more entities than 16 bits can number", where)
+    painted = np.zeros((height, width), np.uint16)
+    order = sorted(
+        range(len(regions)), key=lambda k: (not regions[k].is_crowd, -regions[k].area_px)
+    )
+    for k in order:
+        np.putmask(painted, regions[k].mask(), k + 1)
+    return number_entities(painted, regions, skips, where)
+
+
+def number_entities(
+    painted: np.ndarray, regions: Sequence[Region], skips: Skips, where: str
+) -> tuple[np.ndarray, tuple[Entity, ...]]:
+    """Renumber a map of ``place in regions + 1`` so that the visible regions count 1..N."""
+    visible = np.bincount(painted.ravel(), minlength=len(regions) + 1) > 0
+    visible[0] = False
+    numbers = (np.cumsum(visible) * visible).astype(np.uint16)
+    entities = []
+    for k, region in enumerate(regions):
+        if not visible[k + 1]:
+            skips.add("entity hidden by others", f"{where}, annotation {region.annotation_id}")
+            continue
+        entities.append(make_entity(region, int(numbers[k + 1])))
+    return numbers[painted], tuple(entities)
+
+
+def make_entity(region: Region, label: int) -> Entity:
+    """The record of a region that owns pixels under ``label``."""
+    return Entity(
+        label=label,
+        category=region.category["name"],
+        category_id=region.category["id"],
+        annotation_id=region.annotation_id,
+        is_thing=region.category["is_thing"],
+        is_crowd=region.is_crowd,
+    )
+
+
+def finish_sample(
+    key: str,
+    image: bytes,
+    painted: tuple[np.ndarray, tuple[Entity, ...]],
+    unlabelled: Unlabelled,
+    source: str,
+) -> Annotated:
+    """Build the record; a picture that lost all its entities is unusable."""
+    labels, entities = painted
+    if not entities:
+        raise Unusable("no entity left in the picture", f"{source} {key}")
+    return Annotated(key, image, labels, entities, unlabelled, source)
+
+
+def read_picture(path: Path) -> bytes:
+    """The bytes of a picture's file; a file that is not there makes the picture unusable."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise Unusable("picture file missing", str(path)) from None
+
+
+def fit_picture(data: bytes, width: int, height: int, where: str) -> bytes:
+    """Make the stored pixels the annotated ones.
+
+    Sizes in annotation files are never trusted: ``width`` and ``height`` are those of the masks. If
+    they are the file's, the stored pixels are the truth and an orientation tag is taken out. If
+    they are the file's after turning by its tag, the annotator saw it turned, and so do we.
+
+    Raises:
+        Unusable: unreadable picture, or one of another size than its masks.
+    """
+    header = check_picture(data, where)
+    if (header.width, header.height) == (width, height):
+        return images.strip_orientation(data)
+    if (header.height, header.width) == (width, height) and header.orientation >= 5:
+        return images.turn_upright(data)
+    size = f"masks {width}x{height}, picture {header.width}x{header.height}"
+    raise Unusable("picture and masks differ in size", f"{where} ({size})")
+
+
+def check_picture(data: bytes, where: str) -> images.Header:
+    """Header of a picture after a cheap decode of all its data."""
+    try:
+        return images.check_image(data)
+    except images.UnreadableImage as error:
+        raise Unusable(error.reason, where) from error
+
+
+def make_key(file_name: str) -> str:
+    """A WebDataset key from a file name: no extension, dots, slashes or odd letters.
+
+    Example:
+        >>> make_key("entity_01/a.b.jpg")
+        'entity_01-a_b'
+    """
+    stem = file_name.rsplit(".", 1)[0] if "." in file_name.rsplit("/", 1)[-1] else file_name
+    key = re.sub(r"[^A-Za-z0-9_-]", "_", stem.strip("/").replace("/", "-")) or "_"
+    if len(key) <= MAX_KEY_LETTERS:
+        return key
+    digest = hashlib.blake2b(file_name.encode(), digest_size=6).hexdigest()
+    return f"{key[: MAX_KEY_LETTERS - 13]}-{digest}"
+
+
+def make_unique_keys(file_names: Iterable[str]) -> list[str]:
+    """Keys of distinct files, in their order; files that would share one get a digest appended."""
+    names = list(file_names)
+    keys = [make_key(name) for name in names]
+    first: dict[str, str] = {}
+    for name, key in sorted(zip(names, keys, strict=True)):
+        first.setdefault(key, name)
+    return [
+        key
+        if first[key] == name
+        else f"{key}-{hashlib.blake2b(name.encode(), digest_size=6).hexdigest()}"
+        for name, key in zip(names, keys, strict=True)
+    ]
+
+
+def require_folder(path: Path, holds: str) -> Path:
+    """``path`` if it is a folder.
+
+    Raises:
+        UnigsError: it is not.
+    """
+    if not path.is_dir():
+        raise UnigsError(f"expected a folder with {holds}, came nothing such, at {path}")
+    return path
+
+
+def require_file(path: Path, holds: str) -> Path:
+    """``path`` if it is a file.
+
+    Raises:
+        UnigsError: it is not.
+    """
+    if not path.is_file():
+        raise UnigsError(f"expected a file with {holds}, came nothing such, at {path}")
+    return path
