@@ -1,0 +1,10 @@
+"""How well a prediction agrees with the truth (paper, Sec. 4.1; definitions in each docstring).
+
+Nothing is imported here, so that a training run loads no evaluation network:
+
+- ``overlaps``: one joint histogram per image, which every mask metric below reads.
+- ``segmentation``: entity mIoU and recall; cIoU and gIoU for referring.
+- ``average_precision``: AP^e with AP50, AP75 and by size.
+- ``panoptic``: class-agnostic PQ, SQ, RQ; boundary IoU.
+- ``frechet``, ``clip_score``, ``synthesis``: FID, CLIP score, synthesis mIoU (extra ``eval``).
+"""
