@@ -1,0 +1,228 @@
+"""What lies where in a folder of shards: ``manifest.json`` and ``index.npy``.
+
+The manifest names, per shard, its samples, bytes and sha256; the category table; source, licence
+and options. The index holds one row of 20 bytes per sample (place, length, CRC-32 of everything the
+sample occupies, hash of its key), is read without pickles and mapped, not loaded: two million
+samples open in a fraction of a second. A ``digest`` over all of it names the data set: a training
+run that resumes refuses another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unigs.records import UnigsError
+
+FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+INDEX_NAME = "index.npy"
+FOLDERS_NAME = "folders.json"
+ROW = np.dtype([("block", "<u4"), ("blocks", "<u4"), ("crc", "<u4"), ("key", "<u8")])
+"""A sample's row: first 512-byte block in its shard, number of blocks, their CRC-32, key's hash."""
+
+
+class ShardError(UnigsError):
+    """A folder of shards that is missing, unfinished, damaged, or another than expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One tar: file name, number of samples, size, sha256 in hex."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """One split of one source as shards.
+
+    Attributes:
+        folder: where the shards lie; a path or a URL.
+        name: ``source-split``, the folder's own name.
+        source, split, licence: as the reader gave them.
+        categories: rows of ``id``, ``name``, ``is_thing``.
+        options: what the shards were written with.
+        skipped: reason -> how many pictures or entities were left out.
+        shards: in order; the plan addresses them by place.
+        index: ``ROW`` [samples], in the shards' order.
+        digest: sha256 over all the above and over the shards' bytes.
+    """
+
+    folder: str
+    name: str
+    source: str
+    split: str
+    licence: str
+    categories: tuple[dict[str, Any], ...]
+    options: dict[str, Any]
+    skipped: dict[str, int]
+    shards: tuple[Shard, ...]
+    index: np.ndarray
+    digest: str
+
+    def __post_init__(self) -> None:
+        starts = np.cumsum([0, *self.sizes])
+        object.__setattr__(self, "_starts", starts.tolist())
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples per shard, as ``Plan`` wants them."""
+        return [shard.samples for shard in self.shards]
+
+    def span(self, shard: int, member: int) -> tuple[int, int, int]:
+        """(offset in bytes, length in bytes, CRC-32) of one sample in its shard."""
+        row = self.index[self._starts[shard] + member]  # type: ignore[attr-defined]
+        return int(row["block"]) * 512, int(row["blocks"]) * 512, int(row["crc"])
+
+    def rows(self, shard: int) -> np.ndarray:
+        """``ROW`` [samples of this shard]."""
+        starts = self._starts  # type: ignore[attr-defined]
+        return self.index[starts[shard] : starts[shard + 1]]
+
+
+def read_manifests(*roots: str | os.PathLike[str]) -> dict[str, Manifest]:
+    """All manifests under some roots, by name.
+
+    Args:
+        *roots: what ``write_shards`` wrote to, or single folders of it.
+
+    Raises:
+        ShardError: none found, damaged, or one name twice.
+    """
+    manifests: dict[str, Manifest] = {}
+    for folder in [folder for root in roots for folder in list_folders(os.fspath(root))]:
+        manifest = read_manifest(folder)
+        if manifest.name in manifests:
+            first = manifests[manifest.name].folder
+            raise ShardError(f"expected one {manifest.name}, got two, at {first} and {folder}")
+        manifests[manifest.name] = manifest
+    return manifests
+
+
+def list_folders(root: str) -> list[str]:
+    """The folders with a manifest under a root, or the root itself if it has one."""
+    base = Path(root)
+    if (base / MANIFEST_NAME).is_file():
+        return [root]
+    if not (base / FOLDERS_NAME).is_file():
+        found = "an unfinished one" if any(base.glob("*/source.json")) else "nothing such"
+        raise ShardError(
+            f"expected a folder of shards ({MANIFEST_NAME} or {FOLDERS_NAME}), got {found}, at "
+            f"{root}; `unigs shards` writes one, `unigs shards merge` finishes one made in parts"
+        )
+    return [str(base / name) for name in read_json(base / FOLDERS_NAME)["folders"]]
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """Read and check one folder's manifest and index; the shards themselves are not opened.
+
+    Raises:
+        ShardError: missing, of another format, or not what its digest says.
+    """
+    path = Path(folder) / MANIFEST_NAME
+    content = read_json(path)
+    if content.get("format") != FORMAT:
+        raise ShardError(f"expected shard format {FORMAT}, got {content.get('format')}, at {path}")
+    if content.get("digest") != digest_manifest(content):
+        raise ShardError(f"expected digest {content.get('digest')}, got other content, at {path}")
+    index = read_index(path.parent / INDEX_NAME, content["index_sha256"])
+    shards = tuple(Shard(**shard) for shard in content["shards"])
+    if len(index) != sum(shard.samples for shard in shards):
+        raise ShardError(f"expected one index row per sample, got {len(index)}, at {path.parent}")
+    fields = ("source", "split", "licence", "options", "skipped", "digest")
+    return Manifest(
+        folder=os.fspath(folder),
+        name=name_folder(content["source"], content["split"]),
+        categories=tuple(content["categories"]),
+        shards=shards,
+        index=index,
+        **{field: content[field] for field in fields},
+    )
+
+
+def name_folder(source: str, split: str) -> str:
+    """The folder of a source's split, and the stem of its shards' names."""
+    return f"{source}-{split}"
+
+
+def count_shards(samples: int, samples_per_shard: int) -> int:
+    """How many shards a source makes; at least one, which may be empty."""
+    return max(1, -(-samples // samples_per_shard))
+
+
+def name_shard(folder: str, k: int) -> str:
+    """The file name of shard ``k``: unique among all sources and splits."""
+    return f"{folder}-{k:06d}.tar"
+
+
+def read_index(path: Path, sha256: str) -> np.ndarray:
+    """The mapped index, after its checksum."""
+    try:
+        index = np.load(path, mmap_mode="r", allow_pickle=False)
+        came = hashlib.sha256(index.view(np.uint8)).hexdigest()
+    except (OSError, ValueError, TypeError) as error:
+        raise ShardError(f"expected the index of a manifest, got {error}, at {path}") from error
+    if index.dtype != ROW or came != sha256:
+        raise ShardError(f"expected an index with sha256 {sha256}, got {came}, at {path}")
+    return index
+
+
+def digest_manifest(content: Mapping[str, Any]) -> str:
+    """sha256 over a manifest's content, apart from itself and from the version that wrote it."""
+    body = {key: value for key, value in content.items() if key not in ("digest", "written_by")}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ShardError: missing or not JSON.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ShardError(f"expected a JSON file of shards, got {error}, at {path}") from error
+    if not isinstance(content, dict):
+        raise ShardError(f"expected a JSON object, got {type(content).__name__}, at {path}")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    write_atomic(path, [json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"])
+
+
+def write_atomic(path: Path, chunks: Sequence[bytes]) -> None:
+    """Temp file, fsync, rename, fsync of the folder: a reader sees all of it or nothing."""
+    temp = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # parts may write the same file
+    with open(temp, "wb") as file:
+        file.writelines(chunks)
+        file.flush()
+        os.fsync(file.fileno())
+    publish(temp, path)
+
+
+def publish(temp: Path, path: Path) -> None:
+    """Rename a finished, synced temp file to its name, and make the name durable."""
+    os.replace(temp, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,94 @@
+"""One sample by its place: the only way training reads shards (shards -> streams).
+
+Every read is checked: the bytes a sample occupies, tar headers and padding included, must have the
+length and CRC-32 of the manifest. A cut tar, a flipped bit or a foreign file is a
+:class:`DamagedSample`, never a short read.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unigs.records import Annotated
+from unigs.shards.manifest import Manifest, ShardError
+from unigs.shards.samples import DamagedSample, decode_sample
+
+
+class ShardReader:
+    """Random access to the samples of several manifests.
+
+    Picklable; each process opens its own files.
+
+    Args:
+        manifests: by name, as ``read_manifests`` gives them.
+        open_files: at most this many shards are held open.
+    """
+
+    def __init__(self, manifests: Mapping[str, Manifest], open_files: int = 64) -> None:
+        self.manifests = dict(manifests)
+        self._open_files = open_files
+        self._files: OrderedDict[tuple[str, int], int] = OrderedDict()
+
+    def read(self, name: str, shard: int, member: int) -> Annotated:
+        """The record at a place.
+
+        Args:
+            name: of the manifest.
+            shard, member: place in it, from 0.
+
+        Raises:
+            DamagedSample: not the bytes that were written.
+            ShardError: the shard is not there.
+        """
+        where = self.describe(name, shard, member)
+        return decode_sample(self.read_span(name, shard, member), where)
+
+    def read_span(self, name: str, shard: int, member: int) -> bytes:
+        """The checked tar members of one sample; see :meth:`read`."""
+        offset, size, crc = self.manifests[name].span(shard, member)
+        span = os.pread(self._open(name, shard), size, offset)
+        if len(span) != size:
+            where = self.describe(name, shard, member)
+            raise DamagedSample(f"expected {size} bytes, got {len(span)} (shard cut?) {where}")
+        if (came := zlib.crc32(span)) != crc:
+            where = self.describe(name, shard, member)
+            raise DamagedSample(f"expected CRC-32 {crc:08x}, got {came:08x} {where}")
+        return span
+
+    def describe(self, name: str, shard: int, member: int) -> str:
+        """A place in words."""
+        manifest = self.manifests[name]
+        return f"at sample {member} of {manifest.folder}/{manifest.shards[shard].name}"
+
+    def close(self) -> None:
+        """Close all files; reading opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": OrderedDict()}
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _open(self, name: str, shard: int) -> int:
+        """The descriptor of a shard, least recently used ones closed."""
+        known = self._files.get((name, shard))
+        if known is not None:
+            self._files.move_to_end((name, shard))
+            return known
+        manifest = self.manifests[name]
+        path = Path(manifest.folder) / manifest.shards[shard].name
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise ShardError(f"expected the shard of a manifest, got {error}, at {path}") from error
+        while len(self._files) >= self._open_files:
+            os.close(self._files.popitem(last=False)[1])
+        self._files[name, shard] = descriptor
+        return descriptor

@@ -1,0 +1,168 @@
+"""One ``Annotated`` record as adjacent members of a tar, and back.
+
+A sample is ``KEY.jpg`` (or png, webp, ...: the original bytes, named by what they are),
+``KEY.json`` (entities and what the labels mean) and ``KEY.labels.png`` (the label map, grey, 8 bit
+if that holds the labels, else 16 bit). The same record gives the same bytes: no times, no owners.
+The label map is written without PNG row filters: it has long runs, so it stays as small and is read
+several times faster, which counts once per training sample.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import tarfile
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from unigs.images import read_header
+from unigs.records import Annotated, Entity, UnigsError
+
+BLOCK = 512
+LABELS_SUFFIX = "labels.png"
+META_SUFFIX = "json"
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}
+_END = bytes(2 * BLOCK)
+_RECORD = 20 * BLOCK
+
+
+class DamagedSample(UnigsError):
+    """A sample whose bytes in the shard are not those that were written.
+
+    Args:
+        detail: what was expected, what came, and where.
+    """
+
+    reason = "sample damaged in its shard"
+
+
+def encode_sample(sample: Annotated) -> bytes:
+    """The tar members of one sample: headers, data and padding, a multiple of 512 bytes.
+
+    Raises:
+        UnigsError: the key is none for a WebDataset.
+    """
+    check_key(sample.key)
+    members = {
+        _EXTENSIONS.get(kind := read_header(sample.image).format, kind.lower()): sample.image,
+        META_SUFFIX: encode_meta(sample),
+        LABELS_SUFFIX: encode_labels(sample.labels),
+    }
+    return b"".join(encode_member(f"{sample.key}.{ext}", members[ext]) for ext in sorted(members))
+
+
+def decode_sample(span: bytes, where: str) -> Annotated:
+    """The inverse of :func:`encode_sample`.
+
+    Args:
+        span: the members' bytes, checked by the caller against their checksum.
+        where: the shard and place, for errors.
+
+    Raises:
+        DamagedSample: the members are not those of one sample.
+    """
+    members = list(split_members(span, where))
+    keys = {name.partition(".")[0] for name, _ in members}
+    data = {name.partition(".")[2]: payload for name, payload in members}
+    images = [ext for ext in data if ext not in (META_SUFFIX, LABELS_SUFFIX)]
+    if len(keys) != 1 or len(images) != 1 or len(data) != 3:
+        raise DamagedSample(f"expected picture, json and labels of one key, got {members} {where}")
+    try:
+        meta = json.loads(data[META_SUFFIX])
+        labels = decode_labels(data[LABELS_SUFFIX])
+        entities = tuple(Entity(**entity) for entity in meta["entities"])
+        source, unlabelled = meta["source"], meta["unlabelled"]
+    except (ValueError, KeyError, TypeError, OSError, SyntaxError) as error:
+        raise DamagedSample(f"expected a sample's members, got {error!r} {where}") from error
+    return Annotated(keys.pop(), data[images[0]], labels, entities, unlabelled, source)
+
+
+def check_key(key: str) -> None:
+    """A WebDataset key ends at the first dot and may not name a folder."""
+    if not key or set(key) & set("./\\\0") or len(key.encode()) > 85:
+        raise UnigsError(f"expected a key of at most 85 bytes, no dots or slashes, got {key!r}")
+
+
+def encode_member(name: str, data: bytes) -> bytes:
+    """One file of a tar: header, data, padding."""
+    header = tarfile.TarInfo(name)
+    header.size, header.mode = len(data), 0o444
+    return header.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)
+
+
+def split_members(span: bytes, where: str) -> list[tuple[str, bytes]]:
+    """(name, data) of each file in whole tar members.
+
+    Raises:
+        DamagedSample: a header is none, or the data are cut.
+    """
+    members, at = [], 0
+    while at < len(span):
+        try:
+            header = tarfile.TarInfo.frombuf(span[at : at + BLOCK], "utf-8", "strict")
+        except tarfile.HeaderError as error:
+            raise DamagedSample(f"expected a tar header, got {error} {where}") from error
+        data = span[at + BLOCK : at + BLOCK + header.size]
+        if len(data) != header.size:
+            raise DamagedSample(f"expected {header.size} bytes, got {len(data)} {where}")
+        members.append((header.name, data))
+        at += BLOCK + header.size + -header.size % BLOCK
+    return members
+
+
+def end_archive(size: int) -> bytes:
+    """What closes a tar of ``size`` bytes: two empty blocks, filled up to a record as tar does."""
+    return _END + bytes(-(size + len(_END)) % _RECORD)
+
+
+def encode_meta(sample: Annotated) -> bytes:
+    """Everything of a sample but its pixels."""
+    entities = [
+        {
+            "label": entity.label,
+            "category": entity.category,
+            "category_id": entity.category_id,
+            "annotation_id": entity.annotation_id,
+            "is_thing": entity.is_thing,
+            "is_crowd": entity.is_crowd,
+        }
+        for entity in sample.entities
+    ]
+    meta = {
+        "source": sample.source,
+        "width": sample.width,
+        "height": sample.height,
+        "unlabelled": sample.unlabelled,
+        "entities": entities,
+    }
+    return json.dumps(meta, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def encode_labels(labels: np.ndarray) -> bytes:
+    """uint16 [H, W] as a grey PNG: 8 bit if no label is over 255, else 16 bit."""
+    height, width = labels.shape
+    bits = 8 if int(labels.max(initial=0)) < 256 else 16
+    rows = np.zeros((height, 1 + width * bits // 8), np.uint8)  # each begins with filter 0, "none"
+    rows[:, 1:] = labels.astype(">u2" if bits == 16 else np.uint8, order="C").view(np.uint8)
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            _encode_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)),
+            _encode_chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)),
+            _encode_chunk(b"IEND", b""),
+        )
+    )
+
+
+def decode_labels(data: bytes) -> np.ndarray:
+    """uint16 [H, W] from a grey PNG."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        return np.asarray(image).astype(np.uint16)
+
+
+def _encode_chunk(kind: bytes, data: bytes) -> bytes:
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
