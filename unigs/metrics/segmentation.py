@@ -186,7 +186,7 @@ class ReferringQuality(Metric):
             score = score_region(*picture)
             self.shared_px += score.shared_px
             self.union_px += score.union_px
-            self.iou_sum += float(to_grid(np.float64(score.iou)))
+            self.iou_sum += float(to_grid(np.array(score.iou)))
             self.pictures += 1
             self.without_target += not score.has_target
             self.left_empty += not score.has_target and score.union_px == 0

@@ -1,0 +1,230 @@
+"""AP^e: COCO's average precision over class-agnostic masks that do not overlap (Table 6).
+
+In: predicted labels int [H, W] with one score per label, true labels, optionally ignored pixels.
+Out: AP over IoU 0.50:0.05:0.95, AP50, AP75 and AP by size. Things and stuff are one class. 101
+recall points, the 100 best detections of a picture, greedy matching by score, areas in pixels of
+the maps given (a picture resized to 512 x 512 has other "small" entities than COCO's own).
+
+Equal to pycocotools with ``useCats=0``, but for what pycocotools leaves to the order of its input:
+of equal scores the larger area goes first, of equal scores and areas the false one. So AP is a
+function of the set of pictures and of nothing else.
+
+Ranks exchange four numbers per detection, never masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torchmetrics import Metric
+
+from unigs.metrics.overlaps import IOU_THRESHOLDS, count_overlaps, each_picture
+from unigs.records import UnigsError
+
+RECALL_POINTS = np.linspace(0.0, 1.0, 101)
+MOST_DETECTIONS = 100
+AREA_RANGES_PX = {
+    "": (0.0, 1e10),
+    "_small": (0.0, 32.0**2),
+    "_medium": (32.0**2, 96.0**2),
+    "_large": (96.0**2, 1e10),
+}
+"""COCO's, both ends included, by the suffix of the result's name."""
+
+_CELLS = (len(AREA_RANGES_PX), len(IOU_THRESHOLDS))
+_BITS = 2.0 ** np.arange(_CELLS[0] * _CELLS[1])
+
+
+def match_detections(
+    iou: np.ndarray,
+    scores: np.ndarray,
+    predicted_px: np.ndarray,
+    true_px: np.ndarray,
+    excused: np.ndarray | None = None,
+) -> np.ndarray:
+    """COCO's greedy matching in one picture, for all sizes and thresholds at once.
+
+    Args:
+        iou: float64 [P, N].
+        scores: float64 [P].
+        predicted_px: [P]. true_px: [N], areas.
+        excused: bool [P]; unmatched, these are neither true nor false.
+
+    Returns:
+        float64 [min(P, 100), 4], the best first: score, area, and as 40 bits each (size-major)
+        whether the detection is true and whether it does not count.
+    """
+    order = np.lexsort((iou.max(1, initial=0), -predicted_px, -scores))[:MOST_DETECTIONS]
+    void = np.zeros(len(scores), bool) if excused is None else excused
+    counted = ~_find_outsiders(true_px)[:, None, :]  # [A, 1, N]
+    uncounted_if_unmatched = _find_outsiders(predicted_px) | void  # [A, P]
+    limits = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)[:, None]
+    taken = np.zeros((*_CELLS, len(true_px)), bool)
+    records = np.zeros((len(order), 4))
+    for place, detection in enumerate(order):
+        row = iou[detection]
+        hit = np.zeros(_CELLS, bool)
+        left_out = np.repeat(uncounted_if_unmatched[:, detection, None], _CELLS[1], 1)
+        if row.max(initial=0) >= limits[0]:
+            free = ~taken & (row >= limits)
+            hit, first = _choose_last_best(np.where(free & counted, row, -1.0))
+            spare, second = _choose_last_best(np.where(free & ~counted, row, -1.0))
+            matched = hit | spare
+            left_out = np.where(matched, ~hit, left_out)
+            sizes, levels = np.nonzero(matched)
+            taken[sizes, levels, np.where(hit, first, second)[matched]] = True
+        records[place] = (
+            scores[detection],
+            predicted_px[detection],
+            hit.reshape(-1) @ _BITS,
+            left_out.reshape(-1) @ _BITS,
+        )
+    return records
+
+
+def count_truths(true_px: np.ndarray) -> np.ndarray:
+    """How many true entities count in each size range, float64 [4]."""
+    return (~_find_outsiders(true_px)).sum(1).astype(np.float64)
+
+
+def integrate_precision(records: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    """Mean precision at COCO's 101 recall points.
+
+    Args:
+        records: float64 [K, 4] of all pictures, in any order; see :func:`match_detections`.
+        truths: float64 [4]; see :func:`count_truths`.
+
+    Returns:
+        float64 [4, 10], by size and threshold; NaN where no true entity counts (COCO prints -1).
+    """
+    records = records[np.lexsort((-records[:, 1], -records[:, 0]))]
+    new = np.any(np.diff(records[:, :2], axis=0, prepend=np.nan) != 0, axis=1)
+    tie = np.cumsum(new)
+    precision = np.full(_CELLS, np.nan)
+    for size in np.flatnonzero(truths):
+        for level in range(_CELLS[1]):
+            bit = 1 << int(size * _CELLS[1] + level)
+            hit = (records[:, 2].astype(np.int64) & bit) > 0
+            order = np.lexsort((hit, tie))
+            counts = ((records[:, 3].astype(np.int64) & bit) == 0)[order]
+            precision[size, level] = _integrate(hit[order][counts], truths[size])
+    return precision
+
+
+class EntityAP(Metric):
+    """AP^e over any number of pictures and ranks; see the module's definitions.
+
+    ``compute`` gives ``{"ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"}``, float64; NaN
+    where no true entity of that size has been seen.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+    records: list[torch.Tensor]
+    truths: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A rank without pictures sends an empty vector of the metric's own dtype: so the records
+        # travel flat and in float64, which holds the 40 bits exactly.
+        self.set_dtype(torch.float64)
+        self.add_state("records", [], dist_reduce_fx="cat")
+        truths = torch.zeros(len(AREA_RANGES_PX), dtype=torch.float64)
+        self.add_state("truths", truths, dist_reduce_fx="sum")
+
+    def update(
+        self,
+        predicted: torch.Tensor,
+        scores: Sequence[Sequence[float] | torch.Tensor],
+        true: torch.Tensor,
+        ignored: torch.Tensor | None = None,
+    ) -> None:
+        """Add pictures.
+
+        Args:
+            predicted: int [B, H, W].
+            scores: per picture one score per label 1..N (``records.Prediction.scores``).
+            true: int [B, H, W].
+            ignored: bool [B, H, W]; left out of both.
+
+        Raises:
+            UnigsError: shapes that differ, labels without a score, scores that are not finite.
+        """
+        if predicted.ndim != 3 or len(scores) != len(predicted):
+            raise UnigsError(
+                "expected labels [B, H, W] and one list of scores per picture; "
+                f"got {tuple(predicted.shape)} and {len(scores)} lists; in EntityAP"
+            )
+        for picture, row in zip(each_picture(predicted, true, ignored), scores, strict=True):
+            overlaps = count_overlaps(*picture)
+            found = match_detections(
+                overlaps.iou,
+                pick_scores(row, overlaps.predicted_labels),
+                overlaps.predicted_px,
+                overlaps.true_px,
+                overlaps.excused,
+            )
+            device = self.truths.device
+            self.records.append(torch.from_numpy(found.reshape(-1)).to(device))
+            self.truths += torch.from_numpy(count_truths(overlaps.true_px)).to(device)
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        rows = self.records if isinstance(self.records, torch.Tensor) else _join(self.records)
+        table = integrate_precision(rows.cpu().numpy().reshape(-1, 4), self.truths.cpu().numpy())
+        mean = table.mean(1)
+        named = {"ap": mean[0], "ap50": table[0, 0], "ap75": table[0, 5]}
+        named |= {f"ap{name}": value for name, value in zip(AREA_RANGES_PX, mean)}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in named.items()}
+
+
+def pick_scores(scores: Sequence[float] | torch.Tensor, labels: np.ndarray) -> np.ndarray:
+    """Scores of the labels that are there, float64 [P].
+
+    Args:
+        scores: one per label 1..N.
+        labels: int [P], each at least 1.
+
+    Raises:
+        UnigsError: a label without a score, or a score that is not finite.
+    """
+    if isinstance(scores, torch.Tensor):
+        scores = scores.double().tolist()
+    values = np.asarray(scores, dtype=np.float64)
+    if len(labels) and labels.max() > len(values):
+        raise UnigsError(
+            f"expected a score for each label up to {labels.max()}; got {len(values)} scores; "
+            "in EntityAP"
+        )
+    if not np.isfinite(values).all():
+        raise UnigsError(f"expected finite scores; got {values.tolist()}; in EntityAP")
+    return values[labels - 1]
+
+
+def _join(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.float64)
+
+
+def _find_outsiders(areas_px: np.ndarray) -> np.ndarray:
+    """Which areas lie outside of each size range, bool [4, n]."""
+    ranges = np.array(list(AREA_RANGES_PX.values()))
+    return (areas_px < ranges[:, :1]) | (areas_px > ranges[:, 1:])
+
+
+def _choose_last_best(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether any entry is >= 0 along the last axis, and where the last largest one is."""
+    last = value.shape[-1] - 1 - value[..., ::-1].argmax(-1)
+    return value.max(-1) >= 0, last
+
+
+def _integrate(hit: np.ndarray, truths: float) -> float:
+    """Mean over the recall points of the best precision at that recall or a higher one."""
+    if not len(hit):
+        return 0.0
+    true_so_far = np.cumsum(hit)
+    precision = true_so_far / np.arange(1, len(hit) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    reached = np.searchsorted(true_so_far / truths, RECALL_POINTS, side="left")
+    return float(np.append(envelope, 0.0)[reached].mean())
