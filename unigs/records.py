@@ -6,7 +6,7 @@ Data moves left to right through these records and through nothing else (README,
     -> diffusion -> pipeline -> Prediction -> codec -> metrics
 
 Legend, used by every docstring: B batch, N entities, C channels, H W pixels, h w latent cells,
-T diffusion steps, L tokens. Images are uint8 0..255 outside of ``diffusion`` and float -1..1 inside.
+T diffusion steps, L tokens. Images are uint8 0..255 outside of ``diffusion``, float -1..1 inside.
 
 Nothing here imports torch: a reader of annotations starts at once.
 """
@@ -14,7 +14,8 @@ Nothing here imports torch: a reader of annotations starts at once.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -143,6 +144,18 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch on another device; its lists stay. Lightning calls this."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory. A ``DataLoader`` with ``pin_memory`` calls this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v if isinstance(v, list) else change(v) for k, v in values.items()})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,7 @@
+"""``python -m unigs``."""
+
+import sys
+
+from unigs.cli import main
+
+sys.exit(main())

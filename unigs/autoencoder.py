@@ -1,0 +1,96 @@
+"""The small autoencoder: a stock ``AutoencoderKL`` trained on pictures and colormaps alike.
+
+In: the joint model's own batches. Out: ``unigs/assets/autoencoder``, which ships with the package
+and lets the quickstart and the benchmark run without a download. Not needed for Stable Diffusion.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from diffusers import AutoencoderKL
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+from unigs.codec import encode_colormap
+from unigs.codec.palette import MAX_CELLS
+from unigs.diffusion.base import vae_config
+from unigs.diffusion.encoders import to_signed
+from unigs.records import Batch
+
+
+def edge_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of horizontal and vertical differences; keeps borders sharp."""
+    down = output.diff(dim=-2) - target.diff(dim=-2)
+    across = output.diff(dim=-1) - target.diff(dim=-1)
+    return down.abs().mean() + across.abs().mean()
+
+
+class Autoencoder(L.LightningModule):
+    """Train the preset ``tiny`` of ``AutoencoderKL``.
+
+    Args:
+        learning_rate: of AdamW, after a short warm-up; falls to 0 by a cosine.
+        total_steps: optimiser steps over which it falls.
+        kl_weight: of the posterior's divergence from a unit normal.
+        edge_weight: of the loss on differences between neighbouring pixels.
+        palette_cells: cells per side of the palette that paints the colormaps.
+        out: folder to save the trained autoencoder to, half precision.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 1e-3,
+        total_steps: int = 4000,
+        kl_weight: float = 1e-6,
+        edge_weight: float = 0.5,
+        palette_cells: int = MAX_CELLS,
+        out: str = "runs/autoencoder/autoencoder",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.vae = AutoencoderKL(**vae_config("tiny"))
+        self._latent_stds: list[float] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Absolute error plus edges plus KL, on pictures and colormaps in equal parts."""
+        target, posterior, output = self._pass(batch, sample=True)
+        loss = (output - target).abs().mean() + self.hparams.edge_weight * edge_loss(output, target)
+        loss = loss + self.hparams.kl_weight * posterior.kl().mean()
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Root mean squared error in units of 0..255, and the latent's spread for the scale."""
+        target, posterior, output = self._pass(batch, sample=False)
+        picture, colormap = ((output - target) * 127.5).square().chunk(2)
+        self.log("val/picture_rmse", picture.mean().sqrt(), batch_size=len(batch))
+        self.log("val/colormap_rmse", colormap.mean().sqrt(), batch_size=len(batch))
+        self._latent_stds.append(float(posterior.mode().std()))
+
+    def _pass(self, batch: Batch, sample: bool):
+        colormap = encode_colormap(batch.labels, cells=self.hparams.palette_cells)
+        target = to_signed(torch.cat([batch.image, colormap]))  # [2B, 3, H, W]
+        posterior = self.vae.encode(target).latent_dist
+        latent = posterior.sample() if sample else posterior.mode()
+        return target, posterior, self.vae.decode(latent).sample
+
+    def on_validation_epoch_start(self) -> None:
+        self._latent_stds = []
+
+    def on_train_end(self) -> None:
+        """Save with the scale that gives latents a unit spread, as Stable Diffusion's has."""
+        spread = sum(self._latent_stds) / len(self._latent_stds)
+        self.vae.register_to_config(scaling_factor=1 / spread)
+        if self.global_rank == 0:
+            Path(self.hparams.out).mkdir(parents=True, exist_ok=True)
+            self.vae.half().save_pretrained(self.hparams.out)
+            print(f"saved the autoencoder, scale {1 / spread:.4f}, to {self.hparams.out}")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.learning_rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.hparams.learning_rate, self.hparams.total_steps, pct_start=0.05
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,104 @@
+"""``unigs``, ``python -m unigs`` and the ``lightning`` alias: one command, many verbs.
+
+Training verbs (fit, validate, test, predict) are LightningCLI's; every other verb is a plain
+function whose signature is its command line. Nothing heavy is imported before a verb is chosen.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from unigs import __version__
+from unigs.records import UnigsError
+
+VERBS: dict[str, tuple[str, str]] = {
+    "synthetic": ("unigs.synthetic:write_datasets", "draw three small data sets to try things on"),
+    "shards": ("unigs.shards:write_shards", "turn COCO, Open Images and EntitySeg into shards"),
+    "shards merge": ("unigs.shards:merge_shards", "finish shards that were written in parts"),
+    "shards verify": ("unigs.shards:verify_shards", "check every byte of a folder of shards"),
+    "data inspect": ("unigs.inspect:inspect_data", "contact sheet and counts of a data set"),
+    "base": ("unigs.diffusion.base:make_base", "write a base folder of random weights"),
+    "export": ("unigs.export:export_pipeline", "turn a checkpoint into a pipeline folder"),
+    "sheet": ("unigs.export:render_sheet", "one picture of all tasks, from a pipeline and shards"),
+    "doctor": ("unigs.doctor:report_health", "look for common trouble and say what to do"),
+}
+TRAINING = {
+    "fit": "train a model: unigs fit --config configs/joint.yaml",
+    "validate": "score a checkpoint on the validation set",
+    "test": "evaluate a checkpoint by the fixed protocol",
+    "predict": "run Lightning's predict loop",
+}
+
+
+def show_help() -> None:
+    """Print every verb with its line."""
+    print(f"unigs {__version__}: diffusion models that generate images and segment them\n")
+    print("usage: unigs VERB [options]      unigs VERB --help says more\n")
+    for name, line in TRAINING.items():
+        print(f"  {name:14} {line}")
+    print()
+    for name, (_, line) in VERBS.items():
+        print(f"  {name:14} {line}")
+
+
+def find_verb(words: Sequence[str]) -> str | None:
+    """The longest verb that the words begin with."""
+    for count in (2, 1):
+        name = " ".join(words[:count])
+        if len(words) >= count and name in VERBS:
+            return name
+    return None
+
+
+def run_verb(verb: str, words: Sequence[str]) -> None:
+    """Parse ``words`` by the signature of the verb's function and call it."""
+    from jsonargparse import auto_cli
+
+    module, function = VERBS[verb][0].split(":")
+    sys.argv[0] = f"unigs {verb}"
+    auto_cli(getattr(import_module(module), function), args=list(words), as_positional=False)
+
+
+def run_training(words: Sequence[str]) -> int:
+    """LightningCLI with any model and data class; returns the exit code."""
+    from unigs.fit import run_lightning
+
+    return run_lightning(list(words))
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry of all three commands.
+
+    Returns:
+        0; 1 for a ``UnigsError``, whose words are printed; 2 for a bad command line; 143 if a
+        training run was preempted and saved.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    if not words or words[0] in ("-h", "--help"):
+        show_help()
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        if words[0] in TRAINING:
+            return run_training(words)
+        verb = find_verb(words)
+        if verb is None:
+            raise UnigsError(
+                f"expected a verb of {', '.join([*TRAINING, *VERBS])}, got {words[0]!r}"
+            )
+        run_verb(verb, words[len(verb.split()) :])
+    except UnigsError as error:
+        if os.environ.get("UNIGS_TRACEBACK"):
+            raise
+        print(f"unigs: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""The ``LightningDataModule``: shards + plan + recipes -> ``Batch`` es.
+
+In: folders of shards and the mixture. Out: the resumable training loader and validation batches of
+one task each. Everything a batch holds is a pure function of (manifests, seed, index).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from unigs.plan import Plan
+from unigs.records import TASKS, Batch, TaskSample, UnigsError
+from unigs.shards import Manifest, read_manifests
+from unigs.streams import Made, StreamDataset, StreamLoader
+from unigs.tasks import TaskOptions, make_sample
+
+JOINT_RATIOS = {"inpainting": 0.3, "synthesis": 0.3, "referring": 0.2, "entity": 0.2}
+"""Task ratios of the joint model (supplement, "One-to-Many Joint Model")."""
+
+JOINT_SOURCES = {
+    "inpainting": {"coco-panoptic": 1.0, "openimages": 1.0},
+    "synthesis": {"coco-panoptic": 1.0, "openimages": 1.0},
+    "referring": {"coco-panoptic": 1.0, "openimages": 1.0},
+    "entity": {"coco-panoptic": 1.0, "entityseg": 1.0},
+}
+"""Data sets of each task (supplement); the paper gives no weights, equal ones are ours."""
+
+
+def stack_samples(samples: Sequence[TaskSample]) -> Batch:
+    """``TaskSample`` s of one size -> one ``Batch`` on the CPU."""
+    stack = lambda field: torch.from_numpy(np.stack([getattr(s, field) for s in samples]))
+    return Batch(
+        keys=[s.key for s in samples],
+        prompts=[s.prompt for s in samples],
+        names=[s.names for s in samples],
+        index=torch.tensor([s.index for s in samples]),
+        task=torch.tensor([TASKS.index(s.task) for s in samples]),
+        image=stack("image"),
+        labels=stack("labels"),
+        ignored=stack("ignored"),
+        coarse_mask=stack("coarse_mask")[:, None],
+    )
+
+
+def stack_made(made: Sequence[Made]) -> Batch:
+    """The same for what a ``StreamDataset`` gives; its skips are not told here."""
+    return stack_samples([one.sample for one in made])
+
+
+def list_names(manifests: Mapping[str, Manifest]) -> tuple[str, ...]:
+    """Category names of all manifests, sorted, each once; the vocabulary of negatives."""
+    names = {row["name"] for m in manifests.values() for row in m.categories}
+    return tuple(sorted(names - {"", "unknown"}))
+
+
+class UniGSData(L.LightningDataModule):
+    """Batches of mixed tasks from mixed data sets.
+
+    Args:
+        shards: folders that ``unigs shards`` wrote.
+        tasks: how samples are made of pictures.
+        task_ratios: share of each task, exact at every prefix of the stream.
+        source_weights: per task the weights of its sources, by name without split.
+        global_batch_size: samples per step over all ranks, before gradient accumulation.
+        steps_per_epoch: batches per epoch; None: about one pass over all sources in use.
+        num_workers: loader processes per rank; they never change the samples.
+        window_shards: shards shuffled into each other; more mix better and keep more files open.
+        val_samples_per_task: validation samples of each task.
+        val_batch_size: samples per validation batch, all of one task.
+        train_split: split to train on.
+        val_split: split to validate on.
+        seed: of order, geometry, entities, masks and prompts.
+    """
+
+    def __init__(
+        self,
+        shards: list[str],
+        tasks: TaskOptions = TaskOptions(),  # noqa: B008 (frozen)
+        task_ratios: dict[str, float] = JOINT_RATIOS,
+        source_weights: dict[str, dict[str, float]] = JOINT_SOURCES,
+        global_batch_size: int = 32,
+        steps_per_epoch: int | None = None,
+        num_workers: int = 4,
+        window_shards: int = 8,
+        val_samples_per_task: int = 16,
+        val_batch_size: int = 8,
+        train_split: str = "train",
+        val_split: str = "val",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for task in task_ratios:
+            if task not in TASKS:
+                raise UnigsError(f"expected task ratios of {TASKS}, got {task!r}")
+        self.shards = shards
+        self.tasks = tasks
+        self.task_ratios = task_ratios
+        self.source_weights = source_weights
+        self.global_batch_size = global_batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.num_workers = num_workers
+        self.window_shards = window_shards
+        self.val_samples_per_task = val_samples_per_task
+        self.val_batch_size = val_batch_size
+        self.train_split = train_split
+        self.val_split = val_split
+        self.seed = seed
+
+    def select_sources(self, split: str) -> tuple[dict[str, Manifest], dict]:
+        """The manifests in use and the weights by manifest name.
+
+        Raises:
+            UnigsError: a source of the mixture has no shards of this split.
+        """
+        found = read_manifests(*self.shards)
+        weights = {
+            task: {f"{source}-{split}": w for source, w in self.source_weights[task].items() if w}
+            for task, ratio in self.task_ratios.items()
+            if ratio
+        }
+        used = {name for mix in weights.values() for name in mix}
+        missing = sorted(used - found.keys())
+        if missing:
+            raise UnigsError(
+                f"expected shards of {', '.join(missing)} for the mixture, found "
+                f"{', '.join(sorted(found)) or 'none'} in {self.shards}; "
+                "give data.source_weights for the sources you have"
+            )
+        return {name: found[name] for name in sorted(used)}, weights
+
+    def make_dataset(self, split: str, augment: bool, ratios: Mapping[str, float]) -> StreamDataset:
+        """Index -> sample for one split; without ``augment`` by the rules of evaluation."""
+        manifests, weights = self.select_sources(split)
+        plan = Plan(
+            {name: manifest.sizes for name, manifest in manifests.items()},
+            ratios,
+            weights,
+            seed=self.seed,
+            window_shards=self.window_shards,
+        )
+        make = partial(
+            make_sample,
+            seed=self.seed,
+            options=self.tasks if augment else self.tasks.for_evaluation(),
+            vocabulary=list_names(manifests),
+            augment=augment,
+        )
+        return StreamDataset(manifests, plan, make)
+
+    def train_dataloader(self) -> StreamLoader:
+        """The exact, resumable stream of this rank."""
+        dataset = self.make_dataset(self.train_split, augment=True, ratios=self.task_ratios)
+        pictures = sum(len(manifest) for manifest in dataset.manifests.values())
+        return StreamLoader(
+            dataset.manifests,
+            dataset.plan,
+            dataset.make_sample,
+            stack_samples,
+            global_batch_size=self.global_batch_size,
+            steps_per_epoch=self.steps_per_epoch or max(1, pictures // self.global_batch_size),
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """A fixed set, the same in every run: batches of one task, dealt to the ranks in turn."""
+        ratios = {task: 1.0 for task, ratio in self.task_ratios.items() if ratio}
+        dataset = self.make_dataset(self.val_split, augment=False, ratios=ratios)
+        batches = self.list_val_batches(dataset.plan)
+        rank, world = (
+            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        )
+        return DataLoader(
+            dataset,
+            batch_sampler=batches[rank::world],
+            collate_fn=stack_made,
+            num_workers=min(1, self.num_workers),
+        )
+
+    def list_val_batches(self, plan: Plan) -> list[list[int]]:
+        """Indices of the validation set, batch by batch, one task each."""
+        total = self.val_samples_per_task * len(plan.tasks)
+        by_task: dict[str, list[int]] = {task: [] for task in plan.tasks}
+        for index in range(total):
+            by_task[plan.draw(index).task].append(index)
+        size = self.val_batch_size
+        return [
+            group[i : i + size] for group in by_task.values() for i in range(0, len(group), size)
+        ]

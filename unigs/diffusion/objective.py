@@ -1,0 +1,87 @@
+"""Noise, targets, weights and loss: Eq. 2 over both streams.
+
+In: clean ``Latents`` and the samples' indices. Out: one loss per sample and branch. Noise and
+timestep are functions of (seed, index) alone, so a resumed or re-scaled run sees the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from unigs.diffusion.encoders import LATENT_CHANNELS
+from unigs.records import TASKS, UnigsError
+from unigs.seeds import derive_seed
+from unigs.tasks import RECIPES
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+def draw_noise(
+    seed: int, indices: Sequence[int], shape: Sequence[int], purpose: str
+) -> torch.Tensor:
+    """Standard normal float32 [B, *shape] on the CPU, one keyed generator per sample."""
+
+    def one(index: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(seed, int(index), purpose))
+        return torch.randn(tuple(shape), generator=generator)
+
+    return torch.stack([one(index) for index in indices])
+
+
+def draw_timesteps(seed: int, indices: Sequence[int], steps: int) -> torch.Tensor:
+    """Uniform timesteps int64 [B] in 0..steps-1, keyed like the noise."""
+    return torch.tensor([derive_seed(seed, int(i), "timestep") % steps for i in indices])
+
+
+def regression_target(scheduler, clean, noise, timesteps) -> torch.Tensor:
+    """What the network is asked for, by the scheduler's ``prediction_type``; [B, 8, h, w]."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "sample":
+        return clean
+    if kind == "v_prediction":
+        return scheduler.get_velocity(clean, noise, timesteps)
+    raise UnigsError(f"expected a prediction type of {PREDICTION_TYPES}, got {kind!r}")
+
+
+def snr_weights(scheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Min-SNR weights [B] (Hang et al. 2023) for the scheduler's prediction type."""
+    alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = alphas / (1 - alphas)
+    capped = snr.clamp(max=gamma)
+    kind = scheduler.config.prediction_type
+    return {"epsilon": capped / snr, "v_prediction": capped / (snr + 1), "sample": capped}[kind]
+
+
+def known_share(ignored: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Part of each latent cell whose colormap is known: bool [B, H, W] -> float [B, 1, h, w]."""
+    return 1 - nn.functional.adaptive_avg_pool2d(ignored[:, None].float(), tuple(size))
+
+
+def given_streams(task: torch.Tensor) -> torch.Tensor:
+    """Which streams equal the context: bool [B, 8, 1, 1], True over a given stream's channels."""
+    given = [RECIPES[TASKS[i]].given for i in task.tolist()]
+    flags = torch.tensor([[g == "image", g == "colormap"] for g in given], device=task.device)
+    return flags.repeat_interleave(LATENT_CHANNELS, dim=1)[:, :, None, None]
+
+
+def branch_losses(
+    prediction: torch.Tensor, target: torch.Tensor, known: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean squared error of each stream (Eq. 2).
+
+    Args:
+        prediction, target: float [B, 8, h, w].
+        known: float [B, 1, h, w] in 0..1; unknown cells of the colormap count as no error, so a
+            sample weighs as much as is known of it.
+
+    Returns:
+        Image and colormap losses, float32 [B] each.
+    """
+    error = (prediction.float() - target.float()) ** 2
+    image, colormap = error.split(LATENT_CHANNELS, dim=1)
+    return image.mean((1, 2, 3)), (colormap * known).mean((1, 2, 3))

@@ -1,0 +1,293 @@
+"""``UniGSPipeline``: one call, conditions -> ``Prediction``.
+
+In: a task, its pictures, masks and words. Out: the generated or kept image, the generated colormap
+and its decoded masks, at the size of the input. Every component is a stock class, so the folder
+that ``save_pretrained`` writes holds weights anyone can load without our code.
+
+Stages: fit the input to the latent grid; encode what is known; denoise both streams together;
+decode; split the colormap into masks; return to the input's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, UniPCMultistepScheduler
+from torch import nn
+from tqdm import tqdm
+
+from unigs.codec import decode_colormap, encode_colormap
+from unigs.codec.palette import MAX_CELLS
+from unigs.diffusion.denoiser import denoise, is_joint
+from unigs.diffusion.encoders import (
+    LATENT_CHANNELS,
+    FrozenTowers,
+    Latents,
+    context_pixels,
+    shrink_mask,
+)
+from unigs.diffusion.objective import draw_noise, given_streams
+from unigs.records import TASKS, Prediction, UnigsError
+from unigs.tasks import RECIPES
+
+Solver = Literal["ddim", "unipc"]
+
+
+def make_sampler(scheduler, solver: Solver):
+    """A sampling scheduler with the training schedule's betas and trailing timesteps.
+
+    ``ddim`` is the paper's (200 steps); ``unipc`` is the few-step default. "Trailing" starts from
+    the last training step, where samples are nearly noise, whatever the number of steps.
+    """
+    kind = {"ddim": DDIMScheduler, "unipc": UniPCMultistepScheduler}[solver]
+    return kind.from_config(scheduler.config, timestep_spacing="trailing", clip_sample=False)
+
+
+def fit_size(height: int, width: int, resolution_px: int | None, multiple: int) -> tuple[int, int]:
+    """Model size of a picture: short side near ``resolution_px``, aspect kept, both multiples."""
+    scale = (resolution_px or min(height, width)) / min(height, width) / multiple
+    rows, cols = (max(1, round(side * scale)) * multiple for side in (height, width))
+    return rows, cols
+
+
+def resize_pixels(pixels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """uint8 [B, 3, H, W] to another size, antialiased bicubic; the same tensor if it fits."""
+    if tuple(pixels.shape[-2:]) == tuple(size):
+        return pixels
+    out = nn.functional.interpolate(
+        pixels.float(), size=tuple(size), mode="bicubic", antialias=True, align_corners=False
+    )
+    return out.round().clamp(0, 255).to(torch.uint8)
+
+
+def resize_labels(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Labels or masks [B, H, W] to another size, nearest; the dtype stays."""
+    rows, cols = (
+        ((torch.arange(new, device=labels.device) + 0.5) * old / new).long()
+        for new, old in zip(size, labels.shape[-2:])
+    )
+    return labels[:, rows[:, None], cols]
+
+
+class UniGSPipeline(DiffusionPipeline):
+    """Generate and segment with one model.
+
+    Args:
+        vae: stock ``AutoencoderKL``.
+        text_encoder: stock ``CLIPTextModel``.
+        tokenizer: stock ``CLIPTokenizer``.
+        unet: stock ``UNet2DConditionModel``, 13 channels in, 8 out, 4 task rows.
+        scheduler: the training ``DDPMScheduler``; samplers are built from its config.
+        palette_cells: cells per side of the palette the model was trained with.
+
+    Example:
+        >>> pipe = UniGSPipeline.from_pretrained("runs/quickstart/pipeline")  # doctest: +SKIP
+        >>> pipe("entity", image=picture).labels  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, vae, text_encoder, tokenizer, unet, scheduler, palette_cells: int = MAX_CELLS
+    ) -> None:
+        super().__init__()
+        if not is_joint(unet):
+            raise UnigsError(
+                "expected the joint UNet (13 channels in, 8 out, 4 class rows), got "
+                f"{unet.config.in_channels} in, {unet.config.out_channels} out"
+            )
+        self.register_modules(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
+        )
+        self.register_to_config(palette_cells=palette_cells)
+
+    @classmethod
+    def load(cls, folder: str) -> UniGSPipeline:
+        """``from_pretrained`` with safetensors only and a clear error.
+
+        Raises:
+            UnigsError: the folder holds no pipeline.
+        """
+        if not (Path(folder) / "model_index.json").exists():
+            raise UnigsError(
+                f"expected a pipeline folder with model_index.json, found none in {folder!r}; "
+                "write one with: unigs export"
+            )
+        return cls.from_pretrained(folder, use_safetensors=True)
+
+    @property
+    def towers(self) -> FrozenTowers:
+        return FrozenTowers(self.vae, self.text_encoder, self.tokenizer)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        task: str,
+        *,
+        image: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        coarse_mask: torch.Tensor | None = None,
+        prompt: str | Sequence[str] | None = None,
+        steps: int = 20,
+        solver: Solver = "unipc",
+        guidance: float | None = None,
+        colormap_guidance: float = 1.0,
+        given_stream: Literal["denoise", "clamp"] = "denoise",
+        seed: int = 0,
+        indices: Sequence[int] | None = None,
+        resolution_px: int | None = None,
+        decode: dict[str, Any] | None = None,
+        progress: bool = False,
+    ) -> Prediction:
+        """Run one task on a batch of inputs of one size.
+
+        Args:
+            task: ``inpainting``, ``synthesis``, ``referring`` or ``entity``.
+            image: uint8 [B, 3, H, W]; needed by all tasks but synthesis.
+            labels: int [B, H, W], the entities to synthesise, 0 = nothing; synthesis only.
+            coarse_mask: bool [B, 1, H, W], True is to be filled or searched; inpainting needs it,
+                referring takes the whole picture without it.
+            prompt: one per input, in the words of ``tasks.write_prompt``; entity needs none.
+            steps: sampling steps; with ``ddim`` a divisor of the training steps (paper: 200).
+            solver: ``unipc`` for few steps, ``ddim`` for the paper's.
+            guidance: classifier-free guidance of the image stream; None takes the task's default.
+            colormap_guidance: of the colormap stream; above 1 it shifts the colours.
+            given_stream: denoise a known stream like the other, or clamp it to its re-noised truth.
+            seed, indices: together they decide the noise, sample by sample; indices default to 0..
+            resolution_px: short side at which the model runs; None is the input's own.
+            decode: arguments for ``codec.decode_colormap``.
+            progress: show a bar over the steps.
+
+        Returns:
+            ``Prediction`` at the input's size. For inpainting the known pixels are the input's; for
+            referring and entity the image is the input; entity masks cover the picture.
+
+        Raises:
+            UnigsError: an unknown task, a missing or misshapen input.
+        """
+        known = _check_inputs(task, image, labels, coarse_mask)
+        batch, *size = known.shape[0], *known.shape[-2:]
+        inner = fit_size(*size, resolution_px, self._multiple)  # type: ignore[misc]
+        latents = self._encode_inputs(task, image, labels, coarse_mask, prompt, batch, inner)
+        streams = self._sample(
+            task, latents, steps, solver, guidance, colormap_guidance, given_stream, seed,
+            list(indices if indices is not None else range(batch)), progress,
+        )  # fmt: skip
+        picture, colormap = (self.towers.decode_latents(z) for z in streams.split(4, dim=1))
+        mode = "foreground" if RECIPES[task].draws else "entity"
+        options = {"mode": mode, "cells": self.config.palette_cells, **(decode or {})}
+        decoded = decode_colormap(colormap, **options)
+        picture = resize_pixels(picture, size)
+        if RECIPES[task].given == "image":
+            picture = image.to(picture.device)  # type: ignore[union-attr]
+        elif coarse_mask is not None and image is not None:
+            picture = torch.where(coarse_mask.to(picture.device), picture, image.to(picture.device))
+        return Prediction(
+            image=picture,
+            colormap=resize_pixels(colormap, size),
+            labels=resize_labels(decoded.labels, size),
+            scores=decoded.scores,
+        )
+
+    @property
+    def _multiple(self) -> int:
+        return self.towers.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    def _encode_inputs(self, task, image, labels, coarse_mask, prompt, batch, inner) -> Latents:
+        device = self.unet.device
+        whole = torch.ones((batch, *inner), dtype=torch.bool, device=device)
+        mask = whole if coarse_mask is None else resize_labels(coarse_mask[:, 0].to(device), inner)
+        pixels = None if image is None else resize_pixels(image.to(device), inner)
+        colormap = None
+        if labels is not None and RECIPES[task].context == "colormap":
+            fitted = resize_labels(labels.to(device), inner)
+            colormap = encode_colormap(fitted, cells=self.config.palette_cells)
+        known = context_pixels(task, pixels, colormap, mask[:, None])  # float -1..1 [B, 3, H, W]
+        context = self.towers.encode_pixels(known)
+        prompts = [prompt] * batch if isinstance(prompt, str) else list(prompt or ())
+        prompts = prompts or [RECIPES[task].prompt] * batch
+        if len(prompts) != batch:
+            raise UnigsError(f"expected {batch} prompts for {batch} inputs, got {len(prompts)}")
+        if any("{names}" in text for text in prompts):
+            raise UnigsError(f"expected a prompt for {task}, e.g. {RECIPES[task].prompt!r}")
+        return Latents(
+            streams=torch.cat([context, context], 1),  # what is known; only a given half is used
+            mask=shrink_mask(mask[:, None], context.shape[-2:]),
+            context=context,
+            text=self.towers.encode_text(prompts),
+            task=torch.full((batch,), TASKS.index(task), device=device),
+        )
+
+    def _sample(
+        self, task, latents, steps, solver, guidance, colormap_guidance, given_stream, seed,
+        indices, progress,
+    ) -> torch.Tensor:  # fmt: skip
+        """Denoise both streams from noise; float32 [B, 8, h, w]."""
+        device = latents.context.device
+        sampler = make_sampler(self.scheduler, solver)
+        total = sampler.config.num_train_timesteps
+        if solver == "ddim" and total % steps:
+            raise UnigsError(f"expected DDIM steps that divide {total}, got {steps}")
+        sampler.set_timesteps(steps, device=device)
+        shape = latents.streams.shape[1:]
+        noise = draw_noise(seed, indices, shape, "sampling").to(device)
+        scales = self._guidance_scales(task, guidance, colormap_guidance, device)
+        empty = (
+            self.towers.encode_text([""]).expand_as(latents.text) if scales is not None else None
+        )
+        clamped = given_streams(latents.task) if given_stream == "clamp" else None
+        state = noise * sampler.init_noise_sigma
+        for t in tqdm(sampler.timesteps, desc=task, disable=not progress, leave=False):
+            if clamped is not None:
+                truth = sampler.add_noise(latents.streams, noise, t.expand(len(noise)))
+                state = torch.where(clamped, truth, state)
+            output = self._predict(state, t, latents, empty, scales)
+            state = sampler.step(output, t, state, return_dict=False)[0]
+        return state if clamped is None else torch.where(clamped, latents.streams, state)
+
+    def _guidance_scales(self, task, guidance, colormap_guidance, device) -> torch.Tensor | None:
+        """[1, 8, 1, 1] scales, or None where none is above 1 and one pass is enough."""
+        guidance = RECIPES[task].guidance if guidance is None else guidance
+        if guidance == 1 and colormap_guidance == 1:
+            return None
+        scales = torch.tensor([guidance, colormap_guidance], device=device)
+        return scales.repeat_interleave(LATENT_CHANNELS)[None, :, None, None]
+
+    def _predict(self, state, t, latents, empty, scales) -> torch.Tensor:
+        dtype = self.unet.dtype
+        fields = {k: getattr(latents, k) for k in ("streams", "mask", "context", "text")}
+        cast = Latents(**{k: v.to(dtype) for k, v in fields.items()}, task=latents.task)
+        worded = denoise(self.unet, state.to(dtype), t, cast).float()
+        if scales is None:
+            return worded
+        cast.text = empty.to(dtype)
+        silent = denoise(self.unet, state.to(dtype), t, cast).float()
+        return silent + scales * (worded - silent)
+
+
+def _check_inputs(task, image, labels, coarse_mask) -> torch.Tensor:
+    """The input that gives the size; errors where a task lacks one."""
+    if task not in RECIPES:
+        raise UnigsError(f"expected a task of {TASKS}, got {task!r}")
+    needs = {"colormap": "labels"}.get(RECIPES[task].context, "image")
+    known = labels if needs == "labels" else image
+    if known is None:
+        raise UnigsError(f"expected {needs} for {task}, got none")
+    if RECIPES[task].context == "masked image" and coarse_mask is None:
+        raise UnigsError(f"expected a coarse_mask for {task}, got none")
+    if needs == "image" and (known.dim() != 4 or known.shape[1] != 3 or known.dtype != torch.uint8):
+        raise UnigsError(
+            f"expected image uint8 [B, 3, H, W], got {known.dtype} {list(known.shape)}"
+        )
+    if needs == "labels" and (known.dim() != 3 or known.is_floating_point()):
+        raise UnigsError(f"expected labels int [B, H, W], got {known.dtype} {list(known.shape)}")
+    wanted = (known.shape[0], 1, *known.shape[-2:])
+    if coarse_mask is not None and (
+        tuple(coarse_mask.shape) != wanted or coarse_mask.dtype != torch.bool
+    ):
+        raise UnigsError(
+            f"expected coarse_mask bool {list(wanted)}, got {coarse_mask.dtype} "
+            f"{list(coarse_mask.shape)}"
+        )
+    return known

@@ -1,0 +1,202 @@
+"""The ``LightningModule``: the objective in ``training_step``; sampling is the callbacks' business.
+
+In: ``records.Batch`` es. Out: losses, checkpoints that hold the trained UNet and nothing frozen,
+and, on request, a ``UniGSPipeline``. What a step does: paint and encode the batch once, add noise
+keyed by (seed, index), denoise both streams, weigh the two errors (Eq. 2).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from diffusers.training_utils import cast_training_params
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+from unigs.codec.palette import MAX_CELLS
+from unigs.diffusion.base import load_components
+from unigs.diffusion.denoiser import denoise, widen_unet
+from unigs.diffusion.encoders import FrozenTowers, encode_batch
+from unigs.diffusion.objective import (
+    branch_losses,
+    draw_noise,
+    draw_timesteps,
+    given_streams,
+    known_share,
+    regression_target,
+    snr_weights,
+)
+from unigs.pipeline import UniGSPipeline
+from unigs.records import TASKS, Batch, UnigsError
+
+
+class UniGS(L.LightningModule):
+    """The joint one-to-many model.
+
+    Args:
+        base: diffusers folder, single file or hub id whose UNet is widened to 13 channels in and 8
+            out; see ``unigs base --help`` for folders of random weights.
+        revision: hub revision to pin.
+        prediction_type: what the network is asked for: epsilon, v_prediction or sample.
+        learning_rate: of AdamW, after warm-up.
+        warmup_steps: optimiser steps over which the rate rises linearly from 0.
+        decay_steps: optimiser steps after which a cosine has brought the rate to 0; None: constant.
+        weight_decay: of AdamW.
+        betas: of AdamW.
+        image_weight: of the image branch's loss.
+        colormap_weight: of the colormap branch's loss.
+        min_snr_gamma: cap of the signal-to-noise weighting; None weighs all timesteps alike.
+        given_stream: a stream that equals the context is denoised with loss (paper) or clamped:
+            re-noised truth, no loss.
+        palette: colour by place (paper) or at random (ablation of Table 7).
+        palette_cells: cells per side of the palette; linked to the data's.
+        gradient_checkpointing: recompute activations in the backward pass; about 30 % slower, far
+            less memory.
+        compile: ``torch.compile`` the UNet.
+        channels_last: NHWC memory format, faster for convolutions on GPUs.
+        towers_dtype: precision of the frozen VAE and text encoder.
+        seed: with a sample's index it decides noise and timestep; linked to the data's.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        revision: str | None = None,
+        prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon",
+        learning_rate: float = 1e-5,
+        warmup_steps: int = 1000,
+        decay_steps: int | None = None,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+        image_weight: float = 1.0,
+        colormap_weight: float = 1.0,
+        min_snr_gamma: float | None = None,
+        given_stream: Literal["denoise", "clamp"] = "denoise",
+        palette: Literal["location", "random"] = "location",
+        palette_cells: int = MAX_CELLS,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        channels_last: bool = False,
+        towers_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.strict_loading = False  # frozen towers are not in checkpoints; see on_load_checkpoint
+        self.unet: Any = None
+        self.towers: Any = None
+
+    def configure_model(self) -> None:
+        """Load the base and widen its UNet; once, when the trainer or a checkpoint asks for it."""
+        if self.unet is not None:
+            return
+        hp = self.hparams
+        components = load_components(hp.base, hp.revision)
+        self.unet = widen_unet(components.unet)
+        self.towers: FrozenTowers = components.towers.to(getattr(torch, hp.towers_dtype))
+        self.scheduler = components.scheduler
+        self.scheduler.register_to_config(prediction_type=hp.prediction_type)
+        cast_training_params(self.unet, torch.float32)
+        if hp.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        if hp.channels_last:
+            self.unet.to(memory_format=torch.channels_last)
+        if hp.compile:
+            self.unet.compile()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Eq. 2 for one batch of mixed tasks; logs the loss by branch and by task."""
+        image, colormap = self.losses(batch)  # [B] each
+        hp = self.hparams
+        loss = (hp.image_weight * image + hp.colormap_weight * colormap).mean()
+        size = len(batch)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        for name, branch in (("image", image.detach()), ("colormap", colormap.detach())):
+            self.log(f"train/{name}", branch.mean(), batch_size=size)
+            for row, task in enumerate(TASKS):
+                mine = batch.task == row
+                if mine.any():
+                    self.log(
+                        f"train/{task}/{name}", branch[mine].mean(), batch_size=int(mine.sum())
+                    )
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same losses on the fixed validation set, averaged over the ranks."""
+        image, colormap = self.losses(batch)
+        for name, branch in (("image", image), ("colormap", colormap)):
+            self.log(f"val/{name}", branch.mean(), batch_size=len(batch), sync_dist=True)
+
+    def losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted mean squared errors of the image and the colormap stream, float32 [B] each."""
+        hp = self.hparams
+        palette = {"assignment": hp.palette, "cells": hp.palette_cells}
+        if hp.palette == "random":
+            palette["seeds"] = batch.index.tolist()
+        latents = encode_batch(self.towers, batch, palette)
+        clean = latents.streams  # [B, 8, h, w]
+        indices = batch.index.tolist()
+        noise = draw_noise(hp.seed, indices, clean.shape[1:], "noise").to(clean.device)
+        steps = self.scheduler.config.num_train_timesteps
+        timesteps = draw_timesteps(hp.seed, indices, steps).to(clean.device)
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        prediction = denoise(self.unet, noisy, timesteps, latents)
+        target = regression_target(self.scheduler, clean, noise, timesteps)
+        losses = branch_losses(prediction, target, known_share(batch.ignored, clean.shape[-2:]))
+        if hp.given_stream == "clamp":
+            given = given_streams(latents.task)[:, ::4, 0, 0]  # [B, 2]
+            losses = losses[0] * ~given[:, 0], losses[1] * ~given[:, 1]
+        if hp.min_snr_gamma is not None:
+            weights = snr_weights(self.scheduler, timesteps, hp.min_snr_gamma)
+            losses = losses[0] * weights, losses[1] * weights
+        return losses
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW on the UNet, linear warm-up, then constant or cosine, by optimiser step."""
+        hp = self.hparams
+        optimizer = torch.optim.AdamW(
+            self.unet.parameters(),
+            lr=hp.learning_rate,
+            betas=tuple(hp.betas),
+            weight_decay=hp.weight_decay,
+        )
+
+        def rate(step: int) -> float:
+            rise = min(1.0, (step + 1) / max(1, hp.warmup_steps))
+            if hp.decay_steps is None:
+                return rise
+            share = min(1.0, step / hp.decay_steps)
+            return rise * 0.5 * (1 + float(torch.cos(torch.tensor(share * torch.pi))))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def make_pipeline(self) -> UniGSPipeline:
+        """A pipeline over the live components, without a copy."""
+        towers = self.towers
+        return UniGSPipeline(
+            towers.vae, towers.text_encoder, towers.tokenizer, self.unet, self.scheduler,
+            palette_cells=self.hparams.palette_cells,
+        )  # fmt: skip
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the frozen towers out: they are named by ``base`` and never change."""
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in weights.items() if k.startswith("unet.")}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model by name and shape.
+
+        Raises:
+            UnigsError: a parameter is missing, unknown, or of another shape.
+        """
+        self.configure_model()
+        mine = {f"unet.{name}": tuple(p.shape) for name, p in self.unet.state_dict().items()}
+        theirs = {name: tuple(p.shape) for name, p in checkpoint["state_dict"].items()}
+        for name in sorted(mine.keys() | theirs.keys()):
+            if mine.get(name) != theirs.get(name):
+                raise UnigsError(
+                    f"expected {name} of shape {mine.get(name, 'none')} for base "
+                    f"{self.hparams.base!r}, the checkpoint has {theirs.get(name, 'none')}"
+                )
