@@ -1,5 +1,18 @@
 """Data sets as they are distributed -> ``Annotated`` records; see :mod:`unigs.annotations.base`."""
 
 from unigs.annotations.base import Category, Source, Unusable
+from unigs.annotations.coco import read_coco_instances, read_coco_panoptic
+from unigs.annotations.entityseg import read_entityseg
+from unigs.annotations.find import find_sources
+from unigs.annotations.openimages import read_openimages
 
-__all__ = ["Category", "Source", "Unusable"]
+__all__ = [
+    "Category",
+    "Source",
+    "Unusable",
+    "find_sources",
+    "read_coco_instances",
+    "read_coco_panoptic",
+    "read_entityseg",
+    "read_openimages",
+]

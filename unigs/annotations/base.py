@@ -13,9 +13,8 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -115,8 +114,15 @@ class Source(ABC):
                 yield sample
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Region:
+class Tag(NamedTuple):
+    """What is said of one annotated mask."""
+
+    category: Category
+    annotation_id: str
+    is_crowd: bool = False
+
+
+class Region(NamedTuple):
     """One annotated mask before overlaps are resolved.
 
     Attributes:
@@ -124,11 +130,9 @@ class Region:
         mask: gives the bool [H, W] mask when it is painted, so that one is in memory at a time.
     """
 
-    category: Category
-    annotation_id: str
+    tag: Tag
     area_px: int
     mask: Callable[[], np.ndarray]
-    is_crowd: bool = False
 
 
 def paint_regions(
@@ -149,38 +153,44 @@ def paint_regions(
         raise Unusable("more entities than 16 bits can number", where)
     painted = np.zeros((height, width), np.uint16)
     order = sorted(
-        range(len(regions)), key=lambda k: (not regions[k].is_crowd, -regions[k].area_px)
+        range(len(regions)), key=lambda k: (not regions[k].tag.is_crowd, -regions[k].area_px)
     )
     for k in order:
         np.putmask(painted, regions[k].mask(), k + 1)
-    return number_entities(painted, regions, skips, where)
+    tags = [region.tag for region in regions]
+    return number_entities(painted, tags, skips, "entity hidden by others", where)
 
 
 def number_entities(
-    painted: np.ndarray, regions: Sequence[Region], skips: Skips, where: str
+    painted: np.ndarray, tags: Sequence[Tag], skips: Skips, reason: str, where: str
 ) -> tuple[np.ndarray, tuple[Entity, ...]]:
-    """Renumber a map of ``place in regions + 1`` so that the visible regions count 1..N."""
-    visible = np.bincount(painted.ravel(), minlength=len(regions) + 1) > 0
+    """Renumber a map of ``place in tags + 1`` so that those with pixels count 1..N.
+
+    Args:
+        painted: uint16 [H, W], 0..len(tags).
+        tags: in the order that numbers the entities.
+        skips: counts those without a pixel under ``reason``.
+    """
+    visible = np.bincount(painted.ravel(), minlength=len(tags) + 1) > 0
     visible[0] = False
     numbers = (np.cumsum(visible) * visible).astype(np.uint16)
     entities = []
-    for k, region in enumerate(regions):
-        if not visible[k + 1]:
-            skips.add("entity hidden by others", f"{where}, annotation {region.annotation_id}")
-            continue
-        entities.append(make_entity(region, int(numbers[k + 1])))
+    for k, tag in enumerate(tags, start=1):
+        if visible[k]:
+            entities.append(_make_entity(tag, int(numbers[k])))
+        else:
+            skips.add(reason, f"{where}, annotation {tag.annotation_id}")
     return numbers[painted], tuple(entities)
 
 
-def make_entity(region: Region, label: int) -> Entity:
-    """The record of a region that owns pixels under ``label``."""
+def _make_entity(tag: Tag, label: int) -> Entity:
     return Entity(
         label=label,
-        category=region.category["name"],
-        category_id=region.category["id"],
-        annotation_id=region.annotation_id,
-        is_thing=region.category["is_thing"],
-        is_crowd=region.is_crowd,
+        category=tag.category["name"],
+        category_id=tag.category["id"],
+        annotation_id=tag.annotation_id,
+        is_thing=tag.category["is_thing"],
+        is_crowd=tag.is_crowd,
     )
 
 

@@ -1,0 +1,372 @@
+"""COCO 2017 panoptic and instances, and every data set in their two forms (EntitySeg).
+
+In: an annotation JSON, the folder of pictures, for panoptic also the folder of id PNGs. Out:
+:class:`~unigs.annotations.base.Source`. See ``dataset-formats`` in the README for the traps: ids
+repeat between pictures, RGB ids pass 8 bits, crowds, overlaps, sizes that do not agree.
+"""
+
+from __future__ import annotations
+
+import io
+import json as json_module
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from unigs.annotations import base
+from unigs.annotations.base import Category, Region, Source, Tag, Unusable
+from unigs.annotations.jsonindex import Spans, iterate_elements
+from unigs.annotations.masks import (
+    BadMask,
+    count_pixels,
+    decode_runs,
+    encode_segmentation,
+    mask_size,
+)
+from unigs.records import Annotated, Skips, UnigsError, Unlabelled
+
+LICENCE = "annotations CC BY 4.0 (COCO Consortium); each picture under its own Flickr licence"
+SEGMENT_IDS = 1 << 24
+UNPACKING_HINT = (
+    "The panoptic archive holds zips that are unpacked a second time. If 52,751 of 118,287 came "
+    "out, the unpacker counts entries in 16 bits (118,287 - 65,536): use another one"
+)
+
+
+class Picture(NamedTuple):
+    """A row of ``images``; the size is the file's claim, 0 where it makes none."""
+
+    id: int | str
+    file_name: str
+    width: int
+    height: int
+
+
+@dataclass
+class Index:
+    """The compact contents of a COCO-style JSON, pictures sorted by key.
+
+    ``mask_names`` are the files that panoptic annotations name, in the order of the file.
+    """
+
+    pictures: list[Picture]
+    keys: list[str]
+    categories: dict[str, Category]
+    spans: Spans
+    mask_names: list[str]
+    skips: Skips
+
+
+@dataclass
+class _CocoJson(Source):
+    """What the two forms share: the JSON, its index, the pictures' folder."""
+
+    json: Path
+    images: Path
+    split: str
+    name: str
+    licence: str
+    unlabelled: Unlabelled
+
+    @cached_property
+    def index(self) -> Index:
+        return self.build_index()
+
+    def build_index(self) -> Index:
+        """Index the JSON after a look at what must be there."""
+        base.require_folder(self.images, f"the pictures of {self.name} {self.split}")
+        return index_json(base.require_file(self.json, f"{self.name} {self.split}"))
+
+    @property
+    def keys(self) -> Sequence[str]:
+        return self.index.keys
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        return tuple(self.index.categories.values())
+
+    @property
+    def skips(self) -> Skips:
+        return self.index.skips
+
+    def read_annotations(self, i: int) -> list[dict[str, Any]]:
+        """The annotations of picture ``i`` in the order of the file."""
+        return [json_module.loads(text) for text in self.index.spans.read(i)]
+
+    def locate(self, i: int) -> Path:
+        """Where picture ``i`` lies."""
+        name = Path(self.index.pictures[i].file_name)
+        if name.is_absolute() or ".." in name.parts:
+            raise Unusable("picture outside of its folder", f"{name} in {self.json}")
+        return self.images / name
+
+
+class CocoInstances(_CocoJson):
+    """One annotation per entity, as polygons or run lengths; masks may overlap."""
+
+    def read(self, i: int, skips: Skips) -> Annotated:
+        path, annotations = self.locate(i), self.read_annotations(i)
+        data = base.read_picture(path)
+        width, height = self.frame_of(i, annotations, data, str(path))
+        data = base.fit_picture(data, width, height, str(path))
+        regions: list[Region] = []
+        seen: set[str] = set()
+        for k, annotation in enumerate(annotations):
+            annotation_id = str(annotation.get("id", f"row {k}"))
+            if annotation_id in seen:  # ids repeat in hand-made files
+                annotation_id = f"{annotation_id}-{k}"
+            seen.add(annotation_id)
+            try:
+                tag = make_tag(self.index.categories, annotation, annotation_id)
+                runs = encode_segmentation(annotation.get("segmentation"), width, height)
+            except BadMask as error:
+                skips.add(str(error), f"{path}, annotation {annotation_id}")
+                continue
+            regions.append(Region(tag, count_pixels(runs), partial(decode_runs, runs)))
+        painted = base.paint_regions(regions, height, width, skips, str(path))
+        return base.finish_sample(self.keys[i], data, painted, self.unlabelled, self.name)
+
+    def frame_of(
+        self, i: int, annotations: Sequence[dict[str, Any]], data: bytes, where: str
+    ) -> tuple[int, int]:
+        """(width, height) of the masks: run lengths know it, else the JSON's claim, else the file.
+
+        The last where the JSON claims none.
+        """
+        for annotation in annotations:
+            size = mask_size(annotation.get("segmentation"))
+            if size is not None:
+                return size
+        picture = self.index.pictures[i]
+        if picture.width and picture.height:
+            return picture.width, picture.height
+        header = base.check_picture(data, where)
+        return header.width, header.height
+
+
+@dataclass
+class CocoPanoptic(_CocoJson):
+    """One annotation per picture; every pixel's segment id is a colour of a PNG, 0 is void."""
+
+    masks: Path
+
+    def build_index(self) -> Index:
+        index = super().build_index()
+        self.require_masks(index.mask_names)
+        return index
+
+    def require_masks(self, names: Sequence[str]) -> None:
+        """Every annotated picture has its PNG: a missing one means a broken unpacking, not a skip.
+
+        Raises:
+            UnigsError: with the count of those missing.
+        """
+        hint = UNPACKING_HINT if self.name == "coco-panoptic" else "Unpack the archive again"
+        if not self.masks.is_dir():
+            raise UnigsError(
+                f"expected a folder of segment-id PNGs, came nothing such, at {self.masks}. {hint}"
+            )
+        listed = {path.name for path in self.masks.iterdir()}
+        missing = [n for n in names if n not in listed and find_mask(self.masks, n) is None]
+        if missing:
+            raise UnigsError(
+                f"expected {len(names):,} PNGs, came {len(names) - len(missing):,}, in "
+                f"{self.masks} (missing e.g. {missing[0]}). {hint}"
+            )
+
+    def read(self, i: int, skips: Skips) -> Annotated:
+        path, (annotation, *others) = self.locate(i), self.read_annotations(i)
+        if others:
+            skips.add("second annotation of a picture", str(path))
+        mask_path = find_mask(self.masks, annotation["file_name"])
+        if mask_path is None:
+            raise UnigsError(
+                f"expected {annotation['file_name']}, came no such file, in {self.masks}"
+            )
+        ids = read_segment_ids(mask_path)
+        height, width = ids.shape
+        data = base.fit_picture(base.read_picture(path), width, height, str(path))
+        tags = self.list_segments(annotation, skips, str(path))
+        painted = paint_segments(ids, tags, skips, str(mask_path))
+        return base.finish_sample(self.keys[i], data, painted, self.unlabelled, self.name)
+
+    def list_segments(self, annotation: dict[str, Any], skips: Skips, where: str) -> dict[int, Tag]:
+        """The segments of one picture by id; an id is unique in its picture only."""
+        tags: dict[int, Tag] = {}
+        for segment in annotation["segments_info"]:
+            segment_id = int(segment["id"])
+            place = f"{where}, segment {segment_id}"
+            if not 0 < segment_id < SEGMENT_IDS or segment_id in tags:
+                skips.add("segment with an impossible or repeated id", place)
+                continue
+            try:
+                tags[segment_id] = make_tag(self.index.categories, segment, str(segment_id))
+            except BadMask as error:
+                skips.add(str(error), place)
+        return tags
+
+
+def index_json(path: Path) -> Index:
+    """Read a COCO-style JSON once, keeping names, ids and places (bounded memory).
+
+    Pictures listed twice, and those without annotations, are left out and counted.
+    """
+    pictures: dict[int | str, Picture] = {}
+    categories: dict[str, Category] = {}
+    skips, names = Skips(), set()
+    picture_ids: list[int | str] = []
+    mask_names: list[str] = []
+    offsets, lengths = array("q"), array("i")
+    for section, value, offset, length in iterate_elements(
+        path, ("images", "annotations", "categories")
+    ):
+        if section == "annotations":
+            picture_ids.append(value.get("image_id"))
+            offsets.append(offset)
+            lengths.append(length)
+            if "file_name" in value:
+                mask_names.append(value["file_name"])
+        elif section == "categories":
+            categories[str(value["id"])] = make_category(value)
+        else:
+            picture = make_picture(value)
+            if picture.id in pictures or picture.file_name in names:
+                skips.add("picture listed twice", f"{picture.file_name} in {path}")
+                continue
+            pictures[picture.id] = picture
+            names.add(picture.file_name)
+    annotated = set(picture_ids)
+    for picture in pictures.values():
+        if picture.id not in annotated:
+            skips.add("picture without annotations", f"{picture.file_name} in {path}")
+    listed = [picture for picture in pictures.values() if picture.id in annotated]
+    keys = base.make_unique_keys(picture.file_name for picture in listed)
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    ordered = [listed[k] for k in order]
+    places = {picture.id: k for k, picture in enumerate(ordered)}
+    owners = np.fromiter((places.get(k, -1) for k in picture_ids), np.int32, len(picture_ids))
+    for k in np.flatnonzero(owners < 0):
+        skips.add("annotation of a picture not listed", f"picture {picture_ids[k]} in {path}")
+    spans = Spans(path, owners, offsets, lengths, len(ordered))
+    return Index(ordered, [keys[k] for k in order], categories, spans, mask_names, skips)
+
+
+def make_picture(row: dict[str, Any]) -> Picture:
+    """A row of ``images``."""
+    width, height = int(row.get("width") or 0), int(row.get("height") or 0)
+    return Picture(row["id"], row["file_name"], width, height)
+
+
+def make_category(row: dict[str, Any]) -> Category:
+    """A row of ``categories``; says thing or stuff by ``isthing`` (COCO) or ``type`` (EntitySeg).
+
+    A table that says neither is COCO instances', which knows things only. EntitySeg's
+    ``unknown`` may be either.
+    """
+    name = str(row["name"]).strip()
+    is_thing: bool | None = True
+    if "isthing" in row:
+        is_thing = bool(row["isthing"])
+    elif "type" in row:
+        is_thing = None if name == "unknown" else row["type"] == "thing"
+    return Category(id=str(row["id"]), name=name, is_thing=is_thing)
+
+
+def make_tag(
+    categories: dict[str, Category], annotation: dict[str, Any], annotation_id: str
+) -> Tag:
+    """What an annotation says of its mask.
+
+    Raises:
+        BadMask: its category is not in the table.
+    """
+    category = categories.get(str(annotation.get("category_id")))
+    if category is None:
+        raise BadMask("entity of a category not listed")
+    return Tag(category, annotation_id, bool(annotation.get("iscrowd", 0)))
+
+
+def find_mask(masks: Path, file_name: str) -> Path | None:
+    """The PNG of a panoptic annotation.
+
+    COCO names the PNG; EntitySeg names the picture, whose name up to its first dot is the PNG's.
+    """
+    flat = file_name.rsplit("/", 1)[-1]
+    for name in (file_name, flat, f"{flat.split('.')[0]}.png", f"{flat.rsplit('.', 1)[0]}.png"):
+        path = masks / name
+        if path.suffix == ".png" and path.is_file():
+            return path
+    return None
+
+
+def read_segment_ids(path: Path) -> np.ndarray:
+    """R + 256 G + 65536 B of an id PNG, uint32 [H, W]; widened first, 8 bits would wrap."""
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as png:
+            if png.mode not in ("RGB", "RGBA", "P"):
+                raise Unusable("segment-id PNG without colours", f"{path} (mode {png.mode})")
+            rgb = np.asarray(png.convert("RGB")).astype(np.uint32)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Unusable("segment-id PNG unreadable", str(path)) from error
+    return rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16
+
+
+def paint_segments(
+    ids: np.ndarray, tags: dict[int, Tag], skips: Skips, where: str
+) -> tuple[np.ndarray, tuple[base.Entity, ...]]:
+    """Segment ids [H, W] -> labels and entities; ids nobody lists become void and are counted."""
+    places = np.zeros(SEGMENT_IDS, np.uint16)  # untouched pages cost nothing
+    places[list(tags)] = np.arange(1, len(tags) + 1)
+    painted = places[ids]
+    strangers = ids[(painted == 0) & (ids != 0)]
+    for stranger in np.unique(strangers).tolist() if strangers.size else ():
+        skips.add("segment in the PNG that the JSON does not list", f"{where}, id {stranger}")
+    return base.number_entities(
+        painted, list(tags.values()), skips, "segment without a pixel", where
+    )
+
+
+def read_coco_panoptic(json: Path, masks: Path, images: Path, skips: Skips) -> Iterator[Annotated]:
+    """Pictures of COCO panoptic (``panoptic_val2017.json``) in the order of their keys.
+
+    Args:
+        json: the annotation file. masks: the folder of its PNGs. images: the folder of pictures.
+        skips: tally of what is left out, by reason.
+
+    Raises:
+        UnigsError: a file or folder is missing, or the PNGs are incomplete.
+    """
+    return make_coco_panoptic(json, masks, images).iterate(skips)
+
+
+def read_coco_instances(json: Path, images: Path, skips: Skips) -> Iterator[Annotated]:
+    """Pictures of COCO instances (``instances_val2017.json``) in the order of their keys.
+
+    Args:
+        json: the annotation file. images: the folder of pictures.
+        skips: tally of what is left out, by reason.
+
+    Raises:
+        UnigsError: a file or folder is missing.
+    """
+    return make_coco_instances(json, images).iterate(skips)
+
+
+def make_coco_panoptic(
+    json: Path, masks: Path, images: Path, split: str = "train", licence: str = LICENCE
+) -> Source:
+    """The panoptic source; its label 0 is void."""
+    return CocoPanoptic(json, images, split, "coco-panoptic", licence, "void", masks)
+
+
+def make_coco_instances(
+    json: Path, images: Path, split: str = "train", licence: str = LICENCE
+) -> Source:
+    """The instances source; its label 0 was never annotated."""
+    return CocoInstances(json, images, split, "coco-instances", licence, "unannotated")
