@@ -118,6 +118,19 @@ def test_more_than_a_hundred_detections_equal_pycocotools():
     assert largest_difference(ours(pictures), cocoeval(pictures)) < 1e-12
 
 
+def test_the_hundred_best_are_a_hundred_and_of_equal_scores_the_largest():
+    grid = torch.arange(121).reshape(11, 11).repeat_interleave(11, 0).repeat_interleave(11, 1) + 1
+    scores = np.random.default_rng(0).permutation(121) / 121
+    pictures = [(grid, scores.tolist(), grid)]
+    assert largest_difference(ours(pictures), cocoeval(pictures)) < 1e-12
+    assert ours(pictures)["ap"] == pytest.approx(np.mean(np.arange(101) / 100 <= 100 / 121))
+    rows, columns = torch.arange(112)[:, None], torch.arange(130)[None]
+    true = torch.where(columns <= rows, rows + 1, 0)  # areas 1..112
+    predicted = torch.where(rows < 12, torch.roll(true, 14, 1), true)  # the 12 smallest are false
+    ties = [(predicted, [0.5] * 112, true)]
+    assert largest_difference(ours(ties), cocoeval(break_ties(ties))) < 1e-12
+
+
 def test_iou_at_a_threshold_equals_pycocotools():
     pictures = []
     for tenths in range(10, 21):

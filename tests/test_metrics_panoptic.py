@@ -72,6 +72,12 @@ def update_reference(metric, predicted, true, ignored):
     metric._update_count += 1
 
 
+def test_half_is_no_pair():
+    halves = torch.tensor([[1, 1, 2, 2]])
+    result = computed((torch.ones_like(halves), halves, None))
+    assert (result["pq"], result["rq"]) == (0.0, 0.0)
+
+
 def test_boundaries_equal_erosion_of_each_mask():
     rng = np.random.default_rng(1)
     for distance in (1, 2, 5):

@@ -48,7 +48,7 @@ def keep_boundaries(labels: torch.Tensor, distance_px: int) -> torch.Tensor:
     Returns:
         int64 [H, W].
     """
-    level = F.pad(labels.float()[None, None], [distance_px] * 4, value=-1.0)
+    level = F.pad(labels.float()[None, None], [distance_px] * 4)
     window = 2 * distance_px + 1
     inside = _pool(level, window) == -_pool(-level, window)
     return torch.where(inside[0, 0], 0, labels.long())
