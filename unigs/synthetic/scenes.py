@@ -22,7 +22,7 @@ THING_IDS = {name: k for k, name in enumerate(SHAPES, start=1)}
 STUFF_IDS = {name: k for k, name in enumerate(SURFACES, start=101)}
 
 MIN_RADIUS, MAX_RADIUS = 0.055, 0.33  # of the picture's shorter side: a factor of 6
-MIN_VISIBLE = 0.4  # of an entity's own area, whatever is drawn over it
+MIN_VISIBLE = 0.5  # of an entity's own area, whatever is drawn over it
 MIN_STUFF = 0.06  # of the picture
 MIN_SIZE_PX = 16
 TRIES = 6
@@ -71,7 +71,7 @@ def draw_scene(
 
     Returns:
         The scene. Entities are the surfaces, then the flock, then the things from back to front;
-        each keeps at least 0.4 of its area visible.
+        each keeps at least half of its area visible.
 
     Example:
         >>> draw_scene(7, 64).image.shape
