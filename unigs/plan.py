@@ -206,6 +206,10 @@ class Plan:
         """The tasks with a positive ratio."""
         return self._tasks.names
 
+    def count_samples(self, source: str) -> int:
+        """Samples in one pass of a source."""
+        return self._totals[source]
+
     def describe(self) -> str:
         """The mixture in words; equal for equal streams, apart from seed and shards."""
         mixes = "; ".join(f"{task}: {mix}" for task, mix in self._mixes.items())
