@@ -79,7 +79,7 @@ class _Window:
                     raise self.error("a JSON value", error.msg) from error
                 continue
             length = end - self.at
-            if end == len(self.text) and self.grow():  # a number may go on
+            if end + 2 >= len(self.text) and self.grow():  # a number may go on: 1|.5, 1e+|5
                 continue
             self.at += length
             return value
