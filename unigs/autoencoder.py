@@ -7,6 +7,7 @@ and lets the quickstart and the benchmark run without a download. Not needed for
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -53,11 +54,16 @@ class Autoencoder(L.LightningModule):
         self.vae = AutoencoderKL(**vae_config("tiny"))
         self._latent_stds: list[float] = []
 
+    @property
+    def hp(self) -> Any:
+        """The constructor's arguments."""
+        return self.hparams
+
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Absolute error plus edges plus KL, on pictures and colormaps in equal parts."""
         target, posterior, output = self._pass(batch, sample=True)
-        loss = (output - target).abs().mean() + self.hparams.edge_weight * edge_loss(output, target)
-        loss = loss + self.hparams.kl_weight * posterior.kl().mean()
+        loss = (output - target).abs().mean() + self.hp.edge_weight * edge_loss(output, target)
+        loss = loss + self.hp.kl_weight * posterior.kl().mean()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
@@ -70,7 +76,7 @@ class Autoencoder(L.LightningModule):
         self._latent_stds.append(float(posterior.mode().std()))
 
     def _pass(self, batch: Batch, sample: bool):
-        colormap = encode_colormap(batch.labels, cells=self.hparams.palette_cells)
+        colormap = encode_colormap(batch.labels, cells=self.hp.palette_cells)
         target = to_signed(torch.cat([batch.image, colormap]))  # [2B, 3, H, W]
         posterior = self.vae.encode(target).latent_dist
         latent = posterior.sample() if sample else posterior.mode()
@@ -84,13 +90,13 @@ class Autoencoder(L.LightningModule):
         spread = sum(self._latent_stds) / len(self._latent_stds)
         self.vae.register_to_config(scaling_factor=1 / spread)
         if self.global_rank == 0:
-            Path(self.hparams.out).mkdir(parents=True, exist_ok=True)
-            self.vae.half().save_pretrained(self.hparams.out)
-            print(f"saved the autoencoder, scale {1 / spread:.4f}, to {self.hparams.out}")
+            Path(self.hp.out).mkdir(parents=True, exist_ok=True)
+            self.vae.half().save_pretrained(self.hp.out)
+            print(f"saved the autoencoder, scale {1 / spread:.4f}, to {self.hp.out}")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.learning_rate)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hp.learning_rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.hparams.learning_rate, self.hparams.total_steps, pct_start=0.05
+            optimizer, self.hp.learning_rate, self.hp.total_steps, pct_start=0.05
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

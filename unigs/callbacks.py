@@ -42,9 +42,9 @@ class EMA(Callback):
         self._seen_steps = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        parameters = list(pl_module.unet.parameters())
-        self._ema = EMAModel(parameters, decay=self.decay)
-        self._names = [name for name, _ in pl_module.unet.named_parameters()]
+        named = dict(pl_module.unet.named_parameters())  # type: ignore[union-attr]
+        self._names = list(named)
+        self._ema = EMAModel(list(named.values()), decay=self.decay)
         if self._restored is not None:
             self._ema.shadow_params = [self._restored["weights"][name] for name in self._names]
             self._ema.optimization_step = self._restored["steps"]

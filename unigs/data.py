@@ -18,7 +18,7 @@ from unigs.plan import Plan
 from unigs.records import TASKS, Batch, TaskSample, UnigsError
 from unigs.shards import Manifest, read_manifests
 from unigs.streams import Made, StreamDataset, StreamLoader
-from unigs.tasks import TaskOptions, make_sample
+from unigs.tasks import TaskOptions, make_sample, speak_category
 
 JOINT_RATIOS = {"inpainting": 0.3, "synthesis": 0.3, "referring": 0.2, "entity": 0.2}
 """Task ratios of the joint model (supplement, "One-to-Many Joint Model")."""
@@ -54,8 +54,8 @@ def stack_made(made: Sequence[Made]) -> Batch:
 
 
 def list_names(manifests: Mapping[str, Manifest]) -> tuple[str, ...]:
-    """Category names of all manifests, sorted, each once; the vocabulary of negatives."""
-    names = {row["name"] for m in manifests.values() for row in m.categories}
+    """Spoken category names of all manifests, sorted, each once; the vocabulary of negatives."""
+    names = {speak_category(row["name"]) for m in manifests.values() for row in m.categories}
     return tuple(sorted(names - {"", "unknown"}))
 
 

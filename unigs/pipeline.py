@@ -88,6 +88,13 @@ class UniGSPipeline(DiffusionPipeline):
         >>> pipe("entity", image=picture).labels  # doctest: +SKIP
     """
 
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    unet: Any
+    scheduler: Any
+    config: Any
+
     def __init__(
         self, vae, text_encoder, tokenizer, unet, scheduler, palette_cells: int = MAX_CELLS
     ) -> None:
@@ -167,8 +174,8 @@ class UniGSPipeline(DiffusionPipeline):
             UnigsError: an unknown task, a missing or misshapen input.
         """
         known = _check_inputs(task, image, labels, coarse_mask)
-        batch, *size = known.shape[0], *known.shape[-2:]
-        inner = fit_size(*size, resolution_px, self._multiple)  # type: ignore[misc]
+        batch, size = len(known), known.shape[-2:]
+        inner = fit_size(size[0], size[1], resolution_px, self._multiple)
         latents = self._encode_inputs(task, image, labels, coarse_mask, prompt, batch, inner)
         streams = self._sample(
             task, latents, steps, solver, guidance, colormap_guidance, given_stream, seed,

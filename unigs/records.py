@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -107,7 +107,7 @@ class TaskSample:
         ignored: bool [H, W]; True where the colormap's truth is unknown (no loss, no score).
         coarse_mask: bool [H, W]; True is to be filled (Omega, Eq. 9).
         prompt: the words of Table 2.
-        names: category of label k at ``names[k - 1]``.
+        names: spoken category of label k at ``names[k - 1]``.
     """
 
     key: str
@@ -154,8 +154,9 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v if isinstance(v, list) else change(v) for k, v in values.items()})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed = {k: v if isinstance(v, list) else change(v) for k, v in values.items()}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -91,6 +91,17 @@ def english_list(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + f", and {names[-1]}"
 
 
+def speak_category(name: str) -> str:
+    """A category as one says it: ``Dog`` -> ``dog``, ``sky-other-merged`` -> ``sky``.
+
+    COCO's merged stuff and EntitySeg's leftovers carry suffixes that are no words; capitals differ
+    between data sets and would make two categories of one.
+    """
+    words = name.lower().replace("_", "-").split("-")
+    kept = [word for word in words if word not in ("merged", "other", "stuff", "ot")]
+    return " ".join(kept or words)
+
+
 def write_prompt(task: str, names: Sequence[str]) -> str:
     """The prompt of Table 2 for the drawn categories; a repeated name is said once."""
     return RECIPES[task].prompt.format(names=english_list(list(dict.fromkeys(names))))
@@ -203,8 +214,8 @@ def split_negatives(
 
     Args:
         drawn: the drawn entities.
-        present: categories that occur inside the coarse mask; never used as a negative.
-        vocabulary: categories a negative may be named after.
+        present: spoken categories inside the coarse mask; never used as a negative.
+        vocabulary: spoken categories a negative may be named after.
         probability: lambda, for each entity by itself.
         rng: keyed generator.
 
@@ -218,7 +229,7 @@ def split_negatives(
             names.append(absent[int(rng.integers(len(absent)))])
         else:
             painted.append(entity)
-            names.append(entity.category)
+            names.append(speak_category(entity.category))
     return painted, names
 
 
@@ -256,7 +267,7 @@ def make_sample(
         index: its place in the stream.
         seed: the run's seed; with ``index`` it decides every draw.
         options: sizes and shares.
-        vocabulary: category names for referring negatives.
+        vocabulary: spoken category names for referring negatives.
         augment: random window and mirror (training) or the centre (evaluation).
 
     Raises:
@@ -280,13 +291,13 @@ def make_sample(
     else:
         coarse = np.ones(labels.shape, bool)
 
-    names = [e.category for e in drawn]
+    names = [speak_category(e.category) for e in drawn]
     ignored = np.zeros(labels.shape, bool)
     if recipe.given == "image":  # the colormap is to be found, so its truth must be known
         ignored = unknown_pixels(annotated, labels, unlabelled=not recipe.draws)
     if task == "referring":
         inside = np.unique(labels[coarse])
-        present = {e.category for e in annotated.entities if e.label in inside}
+        present = {speak_category(e.category) for e in annotated.entities if e.label in inside}
         drawn, names = split_negatives(
             drawn, present, vocabulary, options.negative_probability, draw("negatives")
         )
@@ -309,7 +320,7 @@ def make_sample(
         ignored=ignored,
         coarse_mask=coarse,
         prompt="" if silent else write_prompt(task, names),
-        names=tuple(e.category for e in drawn),
+        names=tuple(speak_category(e.category) for e in drawn),
     )
 
 

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from unigs.codec.palette import MAX_CELLS
 from unigs.diffusion.base import load_components
 from unigs.diffusion.denoiser import denoise, widen_unet
-from unigs.diffusion.encoders import FrozenTowers, encode_batch
+from unigs.diffusion.encoders import encode_batch
 from unigs.diffusion.objective import (
     branch_losses,
     draw_noise,
@@ -86,15 +86,21 @@ class UniGS(L.LightningModule):
         self.strict_loading = False  # frozen towers are not in checkpoints; see on_load_checkpoint
         self.unet: Any = None
         self.towers: Any = None
+        self.scheduler: Any = None
+
+    @property
+    def hp(self) -> Any:
+        """The constructor's arguments."""
+        return self.hparams
 
     def configure_model(self) -> None:
         """Load the base and widen its UNet; once, when the trainer or a checkpoint asks for it."""
         if self.unet is not None:
             return
-        hp = self.hparams
+        hp = self.hp
         components = load_components(hp.base, hp.revision)
         self.unet = widen_unet(components.unet)
-        self.towers: FrozenTowers = components.towers.to(getattr(torch, hp.towers_dtype))
+        self.towers = components.towers.to(getattr(torch, hp.towers_dtype))
         self.scheduler = components.scheduler
         self.scheduler.register_to_config(prediction_type=hp.prediction_type)
         cast_training_params(self.unet, torch.float32)
@@ -108,7 +114,7 @@ class UniGS(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Eq. 2 for one batch of mixed tasks; logs the loss by branch and by task."""
         image, colormap = self.losses(batch)  # [B] each
-        hp = self.hparams
+        hp = self.hp
         loss = (hp.image_weight * image + hp.colormap_weight * colormap).mean()
         size = len(batch)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
@@ -130,7 +136,7 @@ class UniGS(L.LightningModule):
 
     def losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Weighted mean squared errors of the image and the colormap stream, float32 [B] each."""
-        hp = self.hparams
+        hp = self.hp
         palette = {"assignment": hp.palette, "cells": hp.palette_cells}
         if hp.palette == "random":
             palette["seeds"] = batch.index.tolist()
@@ -143,7 +149,9 @@ class UniGS(L.LightningModule):
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
         prediction = denoise(self.unet, noisy, timesteps, latents)
         target = regression_target(self.scheduler, clean, noise, timesteps)
-        losses = branch_losses(prediction, target, known_share(batch.ignored, clean.shape[-2:]))
+        losses = branch_losses(
+            prediction, target, known_share(batch.ignored, (clean.shape[-2], clean.shape[-1]))
+        )
         if hp.given_stream == "clamp":
             given = given_streams(latents.task)[:, ::4, 0, 0]  # [B, 2]
             losses = losses[0] * ~given[:, 0], losses[1] * ~given[:, 1]
@@ -154,7 +162,7 @@ class UniGS(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the UNet, linear warm-up, then constant or cosine, by optimiser step."""
-        hp = self.hparams
+        hp = self.hp
         optimizer = torch.optim.AdamW(
             self.unet.parameters(),
             lr=hp.learning_rate,
@@ -177,7 +185,7 @@ class UniGS(L.LightningModule):
         towers = self.towers
         return UniGSPipeline(
             towers.vae, towers.text_encoder, towers.tokenizer, self.unet, self.scheduler,
-            palette_cells=self.hparams.palette_cells,
+            palette_cells=self.hp.palette_cells,
         )  # fmt: skip
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -198,5 +206,5 @@ class UniGS(L.LightningModule):
             if mine.get(name) != theirs.get(name):
                 raise UnigsError(
                     f"expected {name} of shape {mine.get(name, 'none')} for base "
-                    f"{self.hparams.base!r}, the checkpoint has {theirs.get(name, 'none')}"
+                    f"{self.hp.base!r}, the checkpoint has {theirs.get(name, 'none')}"
                 )

@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "unet": {
             "sample_size": 16,
             "in_channels": 9,
-            "block_out_channels": (64, 96, 128),
+            "block_out_channels": (48, 96, 128),
             "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             "layers_per_block": 1,

@@ -111,16 +111,21 @@ class Latents:
 
 
 def context_pixels(
-    task: str, image: torch.Tensor, colormap: torch.Tensor, coarse_mask: torch.Tensor
+    task: str,
+    image: torch.Tensor | None,
+    colormap: torch.Tensor | None,
+    coarse_mask: torch.Tensor,
 ) -> torch.Tensor:
     """The picture behind z_c for one task (Table 2), float -1..1 [B, 3, H, W].
+
+    Only the one that the task's recipe names is looked at.
 
     The hole of an inpainting context is 0 of -1..1 (mid-grey), as Stable Diffusion learnt it.
     """
     kind = RECIPES[task].context
-    if kind == "colormap":
-        return to_signed(colormap)
-    return to_signed(image) * (~coarse_mask) if kind == "masked image" else to_signed(image)
+    pixels = colormap if kind == "colormap" else image
+    assert pixels is not None, f"{task} needs its {kind}"
+    return to_signed(pixels) * (~coarse_mask if kind == "masked image" else 1)
 
 
 def encode_batch(towers: FrozenTowers, batch, palette: dict | None = None) -> Latents:

@@ -57,9 +57,9 @@ def snr_weights(scheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tenso
     return {"epsilon": capped / snr, "v_prediction": capped / (snr + 1), "sample": capped}[kind]
 
 
-def known_share(ignored: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+def known_share(ignored: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Part of each latent cell whose colormap is known: bool [B, H, W] -> float [B, 1, h, w]."""
-    return 1 - nn.functional.adaptive_avg_pool2d(ignored[:, None].float(), tuple(size))
+    return 1 - nn.functional.adaptive_avg_pool2d(ignored[:, None].float(), size)
 
 
 def given_streams(task: torch.Tensor) -> torch.Tensor:
