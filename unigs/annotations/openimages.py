@@ -127,7 +127,7 @@ def index_rows(path: Path) -> Index:
         columns = find_columns(file.readline(), path)
         at, needed, offset = columns["ImageID"], max(columns.values()), file.tell()
         for line in file:
-            fields = line.split(b",", needed + 1)
+            fields = line.rstrip(b"\r\n").split(b",", needed + 1)
             if len(fields) > needed:
                 owners.append(places.setdefault(fields[at], len(places)))
                 offsets.append(offset)
