@@ -6,5 +6,5 @@ Nothing is imported here, so that a training run loads no evaluation network:
 - ``segmentation``: entity mIoU and recall; cIoU and gIoU for referring.
 - ``average_precision``: AP^e with AP50, AP75 and by size.
 - ``panoptic``: class-agnostic PQ, SQ, RQ; boundary IoU.
-- ``frechet``, ``clip_score``, ``synthesis``: FID, CLIP score, synthesis mIoU (extra ``eval``).
+- ``frechet``, ``clip_score``: FID and CLIP score (extra ``eval``); ``segmenter``: Mask2Former.
 """
