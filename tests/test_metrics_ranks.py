@@ -1,0 +1,70 @@
+"""Every metric on 1, 2 and 3 real processes, one of which may have seen nothing."""
+
+import json
+import multiprocessing
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from test_metrics_segmentation import jitter, random_labels
+
+from unigs.metrics.average_precision import EntityAP
+from unigs.metrics.panoptic import PanopticEntityQuality
+from unigs.metrics.segmentation import EntityQuality, ReferringQuality
+
+METRICS = (EntityQuality, ReferringQuality, PanopticEntityQuality, EntityAP)
+
+
+def make_pictures(count=6):
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        true = random_labels(rng, 7)
+        predicted = jitter(true, rng)
+        yield predicted[None], [rng.random(int(predicted.max())).tolist()], true[None]
+
+
+def measure(rank, ranks, group=None):
+    """Figures of all metrics, synced over the group; the last of three ranks sees no picture."""
+    busy = min(ranks, 2)
+    values = {}
+    for kind in METRICS:
+        metric = kind()
+        metric.process_group = group
+        for place, (predicted, scores, true) in enumerate(make_pictures()):
+            if place % busy == rank:
+                arguments = (predicted, scores, true) if kind is EntityAP else (predicted, true)
+                metric.update(*arguments)
+        values |= {f"{kind.__name__}.{k}": float(v) for k, v in metric.compute().items()}
+    return values
+
+
+def run_rank(rank, folder):
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", 3)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=3)
+    for ranks in (2, 3):
+        group = dist.new_group(list(range(ranks)))
+        if rank < ranks:
+            values = measure(rank, ranks, group)
+            Path(folder, f"{ranks}-{rank}.json").write_text(json.dumps(values))
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_one_two_and_three_ranks_give_the_same_numbers():
+    alone = measure(0, 1)
+    assert len(alone) == 16
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torch.distributed"])
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [context.Process(target=run_rank, args=(rank, folder)) for rank in range(3)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(60)
+        assert [process.exitcode for process in ranks] == [0, 0, 0]
+        for name in ("2-0", "2-1", "3-0", "3-1", "3-2"):
+            np.testing.assert_equal(json.loads(Path(folder, f"{name}.json").read_text()), alone)
