@@ -127,11 +127,13 @@ class Region(NamedTuple):
 
     Attributes:
         area_px: pixels of the mask; never the annotation's own ``area``, which is the polygon's.
+        box: (left, top, right, bottom) around all pixels of the mask, ends exclusive.
         mask: gives the bool [H, W] mask when it is painted, so that one is in memory at a time.
     """
 
     tag: Tag
     area_px: int
+    box: tuple[int, int, int, int]
     mask: Callable[[], np.ndarray]
 
 
@@ -156,7 +158,9 @@ def paint_regions(
         range(len(regions)), key=lambda k: (not regions[k].tag.is_crowd, -regions[k].area_px)
     )
     for k in order:
-        np.putmask(painted, regions[k].mask(), k + 1)
+        left, top, right, bottom = regions[k].box
+        window = np.s_[top:bottom, left:right]
+        np.copyto(painted[window], k + 1, where=regions[k].mask()[window])
     tags = [region.tag for region in regions]
     return number_entities(painted, tags, skips, "entity hidden by others", where)
 
@@ -171,7 +175,8 @@ def number_entities(
         tags: in the order that numbers the entities.
         skips: counts those without a pixel under ``reason``.
     """
-    visible = np.bincount(painted.ravel(), minlength=len(tags) + 1) > 0
+    visible = np.zeros(len(tags) + 1, bool)
+    visible[painted.ravel()] = True
     visible[0] = False
     numbers = (np.cumsum(visible) * visible).astype(np.uint16)
     entities = []
@@ -180,7 +185,7 @@ def number_entities(
             entities.append(_make_entity(tag, int(numbers[k])))
         else:
             skips.add(reason, f"{where}, annotation {tag.annotation_id}")
-    return numbers[painted], tuple(entities)
+    return painted if visible[1:].all() else numbers[painted], tuple(entities)
 
 
 def _make_entity(tag: Tag, label: int) -> Entity:

@@ -24,6 +24,7 @@ from unigs.annotations.base import Category, Region, Source, Tag, Unusable
 from unigs.annotations.jsonindex import Spans, iterate_elements
 from unigs.annotations.masks import (
     BadMask,
+    bounding_box,
     count_pixels,
     decode_runs,
     encode_segmentation,
@@ -128,7 +129,8 @@ class CocoInstances(_CocoJson):
             except BadMask as error:
                 skips.add(str(error), f"{path}, annotation {annotation_id}")
                 continue
-            regions.append(Region(tag, count_pixels(runs), partial(decode_runs, runs)))
+            mask = partial(decode_runs, runs)
+            regions.append(Region(tag, count_pixels(runs), bounding_box(runs), mask))
         painted = base.paint_regions(regions, height, width, skips, str(path))
         return base.finish_sample(self.keys[i], data, painted, self.unlabelled, self.name)
 

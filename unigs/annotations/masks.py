@@ -70,6 +70,12 @@ def count_pixels(runs: RunLengths) -> int:
     return int(coco_mask.area(runs))
 
 
+def bounding_box(runs: RunLengths) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom), ends exclusive."""
+    left, top, width, height = (int(value) for value in coco_mask.toBbox(runs))
+    return left, top, left + width, top + height
+
+
 def drop_thin_polygons(polygons: Any) -> list[Sequence[float]]:
     """The polygons of at least three points; pycocotools takes four numbers for a box and fails."""
     return [p for p in polygons if len(p) >= MIN_POLYGON_NUMBERS and len(p) % 2 == 0]

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from unigs import images
 from unigs.annotations import base
 from unigs.annotations.base import Category, Region, Source, Tag
 from unigs.annotations.jsonindex import Spans
@@ -90,7 +91,7 @@ class OpenImages(Source):
             except BadMask as error:
                 skips.add(str(error), row["MaskPath"])
         painted = base.paint_regions(regions, header.height, header.width, skips, str(path))
-        data = base.fit_picture(data, header.width, header.height, str(path))
+        data = images.strip_orientation(data)
         return base.finish_sample(self.keys[i], data, painted, "unannotated", self.name)
 
     def read_rows(self, i: int) -> list[dict[str, str]]:
@@ -109,9 +110,9 @@ class OpenImages(Source):
         if category is None:
             raise BadMask("entity of a category not listed")
         data = read_mask_file(self.masks, RELEASED_SPLITS[self.split], row["MaskPath"])
-        mask = fit_mask(data, width, height)
+        mask, box = fit_mask(data, width, height)
         tag = Tag(category, row["BoxID"])
-        return Region(tag, int(np.count_nonzero(mask)), lambda: mask)
+        return Region(tag, int(np.count_nonzero(mask)), box, lambda: mask)
 
 
 def index_rows(path: Path) -> Index:
@@ -202,11 +203,11 @@ def _open_zip(path: Path, process_id: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def fit_mask(data: bytes, width: int, height: int) -> np.ndarray:
+def fit_mask(data: bytes, width: int, height: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     """Decode a mask and bring it to its picture's size by nearest, each side by its own factor.
 
     Returns:
-        bool [H, W].
+        bool [H, W], and its box (left, top, right, bottom).
 
     Raises:
         BadMask: unreadable, of another shape than the picture, empty before or after resizing.
@@ -217,16 +218,18 @@ def fit_mask(data: bytes, width: int, height: int) -> np.ndarray:
             mask = Image.fromarray(np.asarray(mask) > 0)
     except (OSError, SyntaxError, ValueError) as error:
         raise BadMask("mask unreadable") from error
-    if mask.getbbox() is None:
+    box = mask.getbbox()
+    if box is None:
         raise BadMask("entity with an empty mask")
     if mask.size != (width, height):
         fitting = mask.height * width / mask.width
         if abs(fitting - height) > max(2, MASK_SHAPE_TOLERANCE * height):
             raise BadMask("mask of another shape than its picture")
         mask = mask.resize((width, height), Image.Resampling.NEAREST)
-        if mask.getbbox() is None:
+        box = mask.getbbox()
+        if box is None:
             raise BadMask("mask empty after resizing")
-    return np.asarray(mask)
+    return np.asarray(mask), box
 
 
 def read_openimages(
