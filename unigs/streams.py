@@ -25,7 +25,7 @@ from unigs.plan import Draw, Plan
 from unigs.records import Annotated, Skips, TooManySkips, UnigsError
 from unigs.seeds import derive_seed
 from unigs.shards import Manifest, ShardReader
-from unigs.shards.manifest import ShardError
+from unigs.shards.files import ShardError
 
 log = logging.getLogger(__name__)
 

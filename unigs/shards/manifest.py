@@ -12,15 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unigs.records import UnigsError
+from unigs.shards.files import ShardError, read_json
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -28,10 +27,6 @@ INDEX_NAME = "index.npy"
 FOLDERS_NAME = "folders.json"
 ROW = np.dtype([("block", "<u4"), ("blocks", "<u4"), ("crc", "<u4"), ("key", "<u8")])
 """A sample's row: first 512-byte block in its shard, number of blocks, their CRC-32, key's hash."""
-
-
-class ShardError(UnigsError):
-    """A folder of shards that is missing, unfinished, damaged, or another than expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,43 +181,3 @@ def digest_manifest(content: Mapping[str, Any]) -> str:
     """sha256 over a manifest's content, apart from itself and from the version that wrote it."""
     body = {key: value for key, value in content.items() if key not in ("digest", "written_by")}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ShardError: missing or not JSON.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ShardError(f"expected a JSON file of shards, got {error}, at {path}") from error
-    if not isinstance(content, dict):
-        raise ShardError(f"expected a JSON object, got {type(content).__name__}, at {path}")
-    return content
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON whole or not at all."""
-    write_atomic(path, [json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"])
-
-
-def write_atomic(path: Path, chunks: Sequence[bytes]) -> None:
-    """Temp file, fsync, rename, fsync of the folder: a reader sees all of it or nothing."""
-    temp = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # parts may write the same file
-    with open(temp, "wb") as file:
-        file.writelines(chunks)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(temp, path)
-
-
-def publish(temp: Path, path: Path) -> None:
-    """Rename a finished, synced temp file to its name, and make the name durable."""
-    os.replace(temp, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -17,19 +17,16 @@ from typing import Any
 import numpy as np
 
 from unigs import __version__
+from unigs.shards.files import ShardError, read_json, write_bytes, write_json
 from unigs.shards.manifest import (
     FOLDERS_NAME,
     FORMAT,
     INDEX_NAME,
     MANIFEST_NAME,
     ROW,
-    ShardError,
     count_shards,
     digest_manifest,
     name_shard,
-    read_json,
-    write_atomic,
-    write_json,
 )
 
 RECEIPTS = "receipts"
@@ -75,7 +72,7 @@ def merge_folder(folder: Path) -> None:
             {key: r[key] for key in ("name", "samples", "bytes", "sha256")} for r in receipts
         ],
     }
-    write_atomic(folder / INDEX_NAME, [index.getvalue()])
+    write_bytes(folder / INDEX_NAME, index.getvalue())
     write_json(folder / MANIFEST_NAME, {**content, "digest": digest_manifest(content)})
     for left in [*folder.glob("*.tmp"), *folder.glob(f"{RECEIPTS}/*.tmp")]:
         left.unlink(missing_ok=True)  # of processes killed while they wrote

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from unigs.records import Annotated
-from unigs.shards.manifest import Manifest, ShardError
+from unigs.shards.files import ShardError
+from unigs.shards.manifest import Manifest
 from unigs.shards.samples import DamagedSample, decode_sample
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +9,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from unigs.shards.files import ShardError, hash_file
 from unigs.shards.manifest import (
     FOLDERS_NAME,
     MANIFEST_NAME,
     Manifest,
     Shard,
-    ShardError,
     list_folders,
     read_manifest,
 )
@@ -81,9 +80,8 @@ def check_shard(manifest: Manifest, k: int) -> list[str]:
     size = path.stat().st_size
     if size != shard.bytes:
         return [f"{path}: {size} bytes instead of {shard.bytes}"]
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256:
-            return []
+    if hash_file(path) == shard.sha256:
+        return []
     return [f"{path}: changed {locate_damage(manifest, k, shard, path)}"]
 
 

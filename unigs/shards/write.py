@@ -8,14 +8,16 @@ is made from the receipts and comes last. Killed at any moment, the same command
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import multiprocessing
 import os
+import threading
+import time
 import zlib
 from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,16 +26,8 @@ import numpy as np
 from tqdm import tqdm
 
 from unigs.records import Skips, TooManySkips, UnigsError
-from unigs.shards.manifest import (
-    ROW,
-    ShardError,
-    count_shards,
-    name_folder,
-    name_shard,
-    publish,
-    read_json,
-    write_json,
-)
+from unigs.shards.files import ShardError, hash_file, new_file, read_json, write_json
+from unigs.shards.manifest import ROW, count_shards, name_folder, name_shard
 from unigs.shards.merge import RECEIPTS, SOURCE_NAME, merge_shards
 from unigs.shards.samples import BLOCK, encode_sample, end_archive
 
@@ -43,15 +37,11 @@ if TYPE_CHECKING:
 _source: Source | None = None  # in a worker process: the source it writes from
 
 
-class DiskFull(UnigsError):
-    """No room for the next shard; those written so far are kept."""
-
-
 def write_shards(
     out: str,
-    coco: str | None = None,
-    openimages: str | None = None,
-    entityseg: str | None = None,
+    coco: Path | None = None,
+    openimages: Path | None = None,
+    entityseg: Path | None = None,
     samples_per_shard: int = 1000,
     workers: int | None = None,
     part: str = "1/1",
@@ -130,12 +120,17 @@ def open_pool(source: Source, workers: int) -> Iterator[Any]:
     # Forked workers share the source's index; other platforms pickle it once per worker.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     context = multiprocessing.get_context(method)
-    pool = ProcessPoolExecutor(workers, context, _set_source, (source,))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (source, os.getpid()))
     try:
         yield lambda shards, folder, n: (
             done.result()
             for done in as_completed([pool.submit(write_shard, k, folder, n) for k in shards])
         )
+    except BrokenProcessPool:
+        raise UnigsError(
+            "expected the writing processes to live, got one killed (out of memory?); finished "
+            "shards are kept: run the same command again, perhaps with fewer workers"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -182,22 +177,15 @@ def write_shard(k: int, folder: Path, samples_per_shard: int) -> dict[str, Any]:
     receipt_path = folder / RECEIPTS / f"{path.name}.json"
     if (known := read_receipt(receipt_path)) and hash_file(path) == known["sha256"]:
         return known
-    temp = path.with_name(path.name + ".tmp")
-    try:
+    for left in folder.glob(f"{path.name}.*.tmp"):
+        left.unlink(missing_ok=True)  # of a process killed while it wrote this shard
+    with new_file(path) as temp:
         receipt = fill_shard(_source, pick_samples(len(_source), samples_per_shard, k), temp)
         if (came := hash_file(temp)) != receipt["sha256"]:
             raise ShardError(f"expected sha256 {receipt['sha256']} back, got {came}, at {temp}")
-        publish(temp, path)
-        write_json(receipt_path, {"name": path.name, **receipt})
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        temp.unlink(missing_ok=True)
-        raise DiskFull(
-            f"expected room for a shard, got '{error.strerror}', at {folder}; finished shards are "
-            "kept: free some space and run the same command again"
-        ) from None
-    return {"name": path.name, **receipt}
+    receipt = {"name": path.name, **receipt}
+    write_json(receipt_path, receipt)
+    return receipt
 
 
 def fill_shard(source: Source, wanted: range, temp: Path) -> dict[str, Any]:
@@ -233,14 +221,6 @@ def read_receipt(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
-def hash_file(path: Path) -> str | None:
-    """sha256 of a file in hex, None if it is not there."""
-    if not path.exists():
-        return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def hash_key(key: str) -> int:
     """64 bits of a key, by which the manifest finds keys that occur twice."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
@@ -262,3 +242,15 @@ def read_part(part: str) -> tuple[int, int]:
 def _set_source(source: Source) -> None:
     global _source
     _source = source
+
+
+def _start_worker(source: Source, parent: int) -> None:
+    """A worker ends soon after its parent, however that died."""
+    _set_source(source)
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
