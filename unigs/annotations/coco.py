@@ -323,11 +323,17 @@ def paint_segments(
     ids: np.ndarray, tags: dict[int, Tag], skips: Skips, where: str
 ) -> tuple[np.ndarray, tuple[base.Entity, ...]]:
     """Segment ids [H, W] -> labels and entities; ids nobody lists become void and are counted."""
-    places = np.zeros(SEGMENT_IDS, np.uint16)  # untouched pages cost nothing
-    places[list(tags)] = np.arange(1, len(tags) + 1)
-    painted = places[ids]
-    strangers = ids[(painted == 0) & (ids != 0)]
-    for stranger in np.unique(strangers).tolist() if strangers.size else ():
+    listed = np.asarray([0, *tags], np.uint32)
+    order = np.argsort(listed)
+    flat = ids.ravel()
+    starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1]))  # a row has few borders
+    runs = flat[starts]
+    places = order[np.minimum(np.searchsorted(listed[order], runs), len(tags))]
+    known = listed[places] == runs
+    numbers = np.where(known, places, 0).astype(np.uint16)
+    painted = np.repeat(numbers, np.diff(starts, append=flat.size)).reshape(ids.shape)
+    strangers = runs[~known]
+    for stranger in np.unique(strangers).tolist():
         skips.add("segment in the PNG that the JSON does not list", f"{where}, id {stranger}")
     return base.number_entities(
         painted, list(tags.values()), skips, "segment without a pixel", where
