@@ -58,7 +58,7 @@ def test_one_two_and_three_ranks_give_the_same_numbers():
     alone = measure(0, 1)
     assert len(alone) == 16
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch.distributed"])
+    context.set_forkserver_preload(["unigs.metrics.average_precision", "hypothesis", "pytest"])
     with tempfile.TemporaryDirectory() as folder:
         ranks = [context.Process(target=run_rank, args=(rank, folder)) for rank in range(3)]
         for process in ranks:
