@@ -13,10 +13,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unigs.codec import dichotomy
-from unigs.codec.dichotomy import Colours, Features, colour_features, dichotomise, sum_by
+from unigs.codec.dichotomy import (
+    Features,
+    collect_colours,
+    colour_features,
+    dichotomise,
+    snap,
+    split_by_means,
+    sum_by,
+)
 from unigs.codec.palette import MAX_CELLS, legal_colours
-from unigs.codec.refine import merge_by_palette, nearest_legal
+from unigs.codec.refine import fill_holes, nearest_legal, refine_colormap
 from unigs.records import UnigsError
 
 
@@ -43,48 +50,123 @@ def decode_colormap(
     *,
     refine: Literal["palette"] | None = "palette",
     mode: Literal["entity", "foreground"] = "entity",
+    cells: int | None = MAX_CELLS,
+    decoder: Literal["dichotomy", "kmeans"] = "dichotomy",
     delta: float = 10,
     features: Features = "rgb+lab",
-    decoder: Literal["dichotomy", "kmeans"] = "dichotomy",
     clusters: int | Sequence[int] | None = None,
-    cells: int = MAX_CELLS,
 ) -> Decoded:
     """Find the entities of colormaps.
 
     Args:
         colormap: uint8, or float in 0..1, [B, 3, H, W] or [3, H, W].
-        refine: ``palette`` uses the legal colours and their places; None is the paper's module.
-        mode: ``entity`` gives a full partition, each cluster an entity; ``foreground`` drops the
-            near-black background, label 0.
+        refine: ``palette`` reads cores, legal colours and places (:mod:`unigs.codec.refine`) and
+            needs no clustering; None is the paper's module alone, with the options below ``cells``.
+        mode: ``entity`` gives a full partition, black regions included, but fills black holes
+            inside one entity; ``foreground`` makes what is nearest to black background, label 0.
+        cells: cells per side of the palette that painted the map; None if its colours were drawn
+            at random and tell no places.
+        decoder: without refinement, ``dichotomy`` or the ``kmeans`` of Table 8.
         delta: the dichotomy's threshold (Table 9a), in units of the features, > 0.
         features: ``rgb+lab``, ``rgb`` or ``lab`` (Table 9b).
-        decoder: ``dichotomy``, or the ``kmeans`` of Table 8.
         clusters: K of ``kmeans``, one for all or one per image.
-        cells: cells per side of the palette that painted the map.
 
     Returns:
-        Labels and scores. A score is the agreement of an entity's pixels with its colour: 1 - mean
-        distance to its legal colour / mean distance to the runner-up colour, RGB, clipped at 0.
-        Labels are ordered by area, so that a stable sort by score breaks ties by area.
+        Labels and scores. A score is the agreement of an entity's pixels with its legal colour:
+        1 - mean distance to it / mean distance to the runner-up, the legal colour next nearest to
+        the entity's mean; RGB, clipped to 0..1. Labels are ordered by area, so that a stable sort
+        by score breaks ties by area.
 
     Raises:
-        DecodeError: wrong shape, dtype or range; a bad ``delta`` or ``clusters``.
+        DecodeError: wrong shape, dtype or range; an option that is wrong or would be ignored.
+
+    Example:
+        >>> labels = torch.tensor([[1, 1, 2, 2]]).repeat(4, 1)
+        >>> decode_colormap(encode_colormap(labels)).labels.shape
+        torch.Size([1, 4, 4])
     """
     batch = _as_bytes(colormap)
-    if not delta > 0:
-        raise DecodeError(f"expected delta > 0, got {delta}, in decode_colormap")
-    colours = dichotomy.collect_colours(batch)
+    _check_options(refine, mode, decoder, delta, features, clusters, len(batch))
+    if not batch.numel():
+        return Decoded(batch[:, 0].int(), [[] for _ in batch])
+    with torch.autocast(batch.device.type, enabled=False):
+        if refine == "palette":
+            entity, image, colour = refine_colormap(batch, cells)
+            if mode == "entity":
+                entity = fill_holes(entity, colour)
+        else:
+            entity, image, colour = _cluster(batch, decoder, delta, features, clusters)
+        score, area = score_entities(batch, entity, colour)
+    kept = area > 0
+    if mode == "foreground":
+        kept &= colour != 0
+    return _number_entities(entity, image, area, score, kept)
+
+
+def _cluster(
+    batch: Tensor,
+    decoder: str,
+    delta: float,
+    features: Features,
+    clusters: int | Sequence[int] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The paper's decoders: cluster of each pixel, image and nearest legal colour of each."""
+    colours = collect_colours(batch)
     values = colour_features(colours.rgb, features)
-    leaf = dichotomise(values, colours.count, colours.image, delta)
-    groups = int(leaf.max()) + 1 if len(leaf) else 0
+    if decoder == "dichotomy":
+        leaf = dichotomise(values, colours.count, colours.image, delta)
+    else:
+        wanted = [clusters] * len(batch) if isinstance(clusters, int) else list(clusters or [])
+        leaf = split_by_means(values, colours.count, colours.image, wanted)
+    groups = int(leaf.max()) + 1
     image = torch.zeros(groups, dtype=torch.long, device=leaf.device)
     image.scatter_(0, leaf, colours.image)
     size = sum_by(leaf, groups, colours.count)
-    rgb = colours.rgb.double()
-    mean = sum_by(leaf, groups, colours.count[:, None] * rgb) / size[:, None]
-    if refine == "palette" and groups:
-        leaf = merge_by_palette(mean, image)[leaf]
-    return _number_entities(colours, leaf, mode, len(batch))
+    total = sum_by(leaf, groups, colours.count[:, None] * colours.rgb.double())
+    return leaf[colours.pixel], image, nearest_legal(total / size[:, None])
+
+
+def score_entities(batch: Tensor, entity: Tensor, colour: Tensor) -> tuple[Tensor, Tensor]:
+    """Agreement of each entity's pixels with its colour, and its area.
+
+    Args:
+        batch: uint8 [B, 3, H, W]. entity: int64 [B, H, W]. colour: int64 [E], legal colours.
+
+    Returns:
+        float64 [E] in 0..1, and int64 [E] pixels.
+    """
+    groups, flat = len(colour), entity.view(-1)
+    pixels = batch.permute(1, 0, 2, 3).reshape(3, -1).float()
+    area = torch.bincount(flat, minlength=groups)
+    size = area.clamp(min=1)[:, None]
+    total = [torch.bincount(flat, weights=row.double(), minlength=groups) for row in pixels]
+    legal = legal_colours(batch.device).float()
+    mean = torch.stack(total, 1) / size
+    apart = (mean[:, None] - legal.double()).square().sum(-1)  # [E, 125]
+    runner_up = apart.scatter(1, colour[:, None], torch.inf).argmin(1)
+    distances = []
+    for number in (colour, runner_up):
+        way = pixels - legal[number].t()[:, flat]
+        distance = snap(way.square().sum(0).double().sqrt())
+        distances.append(torch.bincount(flat, weights=distance, minlength=groups))
+    own, other = distances
+    return (1 - own / other.clamp(min=1e-9)).clamp(0, 1), area
+
+
+def _number_entities(
+    entity: Tensor, image: Tensor, area: Tensor, score: Tensor, kept: Tensor
+) -> Decoded:
+    """Number what is kept 1..N per image, largest first; the rest is background."""
+    images = len(entity)
+    order = area.argsort(descending=True, stable=True)
+    order = order[image[order].argsort(stable=True)]
+    order = order[kept[order]]
+    counts = torch.bincount(image[order], minlength=images)
+    first = counts.cumsum(0) - counts
+    number = torch.zeros_like(area)
+    number[order] = torch.arange(1, len(order) + 1, device=area.device) - first[image[order]]
+    scores = [part.tolist() for part in score[order].cpu().split(counts.tolist())]
+    return Decoded(number[entity].int(), scores)
 
 
 def _as_bytes(colormap: Tensor) -> Tensor:
@@ -101,35 +183,43 @@ def _as_bytes(colormap: Tensor) -> Tensor:
         raise DecodeError(f"expected uint8 or float, got {batch.dtype}, {where}")
     batch = batch.float()
     low, high = (batch.amin(), batch.amax()) if batch.numel() else (0.0, 0.0)
-    if not (low >= 0 and high <= 1):
+    if not (low >= 0 and high <= 1):  # a NaN fails both
         raise DecodeError(f"expected floats in 0..1, got {float(low)}..{float(high)}, {where}")
     return (batch * 255).round().to(torch.uint8)
 
 
-def _number_entities(colours: Colours, group: Tensor, mode: str, images: int) -> Decoded:
-    """Number groups per image by area and score them."""
-    rgb, count = colours.rgb.double(), colours.count
-    groups = int(group.max()) + 1 if len(group) else 0
-    image = torch.zeros(groups, dtype=torch.long, device=group.device)
-    image.scatter_(0, group, colours.image)
-    size = sum_by(group, groups, count)
-    mean = sum_by(group, groups, count[:, None] * rgb) / size[:, None]
-    legal = legal_colours(group.device).double()
-    apart, order = torch.cdist(mean, legal).sort(dim=1, stable=True)
-    own, other = legal[order[:, 0]], legal[order[:, 1]]
-    near = sum_by(group, groups, count * (rgb - own[group]).norm(dim=1))
-    far = sum_by(group, groups, count * (rgb - other[group]).norm(dim=1))
-    score = (1 - near / far).clamp(0, 1)
-    kept = torch.ones_like(image, dtype=torch.bool)
-    if mode == "foreground":
-        kept = nearest_legal(mean) != 0
-    order = size.argsort(descending=True, stable=True)
-    order = order[image[order].argsort(stable=True)]
-    order = order[kept[order]]
-    scores: list[list[float]] = [[] for _ in range(images)]
-    number = torch.zeros_like(image)
-    for g, i, s in zip(order.tolist(), image[order].tolist(), score[order].tolist()):
-        scores[i].append(s)
-        number[g] = len(scores[i])
-    labels = number[group][colours.pixel].int() if groups else colours.pixel.int()
-    return Decoded(labels, scores)
+def _check_options(
+    refine: str | None,
+    mode: str,
+    decoder: str,
+    delta: float,
+    features: str,
+    clusters: int | Sequence[int] | None,
+    images: int,
+) -> None:
+    """Refuse what is unknown, and options of the plain decoders where they would be ignored."""
+    where = "in decode_colormap"
+    known = (
+        ("refine", refine, ("palette", None)),
+        ("mode", mode, ("entity", "foreground")),
+        ("decoder", decoder, ("dichotomy", "kmeans")),
+        ("features", features, ("rgb+lab", "rgb", "lab")),
+    )
+    for name, value, choices in known:
+        if value not in choices:
+            raise DecodeError(f"expected {name} in {choices}, got {value!r}, {where}")
+    if not delta > 0:
+        raise DecodeError(f"expected delta > 0, got {delta}, {where}")
+    if refine and (decoder, delta, features, clusters) != ("dichotomy", 10, "rgb+lab", None):
+        raise DecodeError(
+            f"expected refine=None with options of the plain decoders, got {refine!r}, {where}"
+        )
+    if (decoder == "kmeans") != (clusters is not None):
+        raise DecodeError(f"expected clusters with decoder='kmeans' only, got {clusters}, {where}")
+    if isinstance(clusters, Sequence) and len(clusters) != images:
+        raise DecodeError(
+            f"expected {images} clusters, one per image, got {len(clusters)}, {where}"
+        )
+    wanted = [clusters] if isinstance(clusters, int) else clusters or [1]
+    if min(wanted) < 1:
+        raise DecodeError(f"expected clusters >= 1, got {min(wanted)}, {where}")

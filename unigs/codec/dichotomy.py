@@ -64,7 +64,7 @@ def snap(values: Tensor) -> Tensor:
 
 
 def sum_by(group: Tensor, groups: int, values: Tensor) -> Tensor:
-    """Sum rows of float64 [n] or [n, F] by group; exact, hence deterministic, for snapped values."""
+    """Sum rows of float64 [n] or [n, F] by group; exact, so deterministic, for snapped values."""
     if values.dim() == 1:
         out = torch.zeros(groups, dtype=values.dtype, device=values.device)
         return out.scatter_add_(0, group, values)
@@ -124,3 +124,38 @@ def split_in_two(points: Tensor, weight: Tensor, cluster: Tensor, groups: int) -
             break
         side = moved
     return side
+
+
+def split_by_means(points: Tensor, count: Tensor, image: Tensor, clusters: list[int]) -> Tensor:
+    """K-means per image (the ablation of Table 8), from centres farthest apart; int64 [U].
+
+    Args:
+        points: float64 [U, F], snapped. count: float64 [U]. image: int64 [U], ascending.
+        clusters: K of each image; an image with fewer distinct colours gets one cluster per colour.
+    """
+    numbers = []
+    first = 0
+    for number, wanted in enumerate(clusters):
+        own = image == number
+        part, weight = points[own], count[own]
+        centre = (weight[:, None] * part).sum(0, keepdim=True) / weight.sum()
+        apart = torch.full_like(weight, torch.inf)
+        chosen = []
+        for _ in range(min(wanted, len(part))):
+            apart = torch.minimum(apart, (part - centre[-1]).square().sum(1))
+            chosen.append(part[apart.argmax()])
+            centre = torch.stack(chosen)
+            if len(chosen) == 1:
+                apart.fill_(torch.inf)
+        side = torch.full_like(weight, -1, dtype=torch.long)
+        for _ in range(MAX_ROUNDS):
+            moved = torch.cdist(part, centre, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+            if torch.equal(moved, side):
+                break
+            side = moved
+            size = sum_by(side, len(centre), weight)
+            mean = sum_by(side, len(centre), weight[:, None] * part) / size.clamp(min=1)[:, None]
+            centre = torch.where(size[:, None] > 0, mean, centre)
+        numbers.append(side + first)
+        first += len(centre)
+    return torch.cat(numbers).unique(return_inverse=True)[1]

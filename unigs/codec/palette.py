@@ -19,15 +19,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from unigs.codec.cell_colours import CELL_COLOURS
 from unigs.records import Skips, UnigsError
 from unigs.seeds import rng
 
 LEVELS = (0, 64, 128, 192, 255)
 MAX_CELLS = 11
-CELL_COLOURS: tuple[tuple[int, ...], ...] = tuple(
-    tuple(1 + (row * 11 + column) * 37 % 124 for column in range(11)) for row in range(11)
-)
-"""Colour number of each cell; number n is the n-th of the 125 colours, red slowest, blue fastest."""
 
 
 class PaletteError(UnigsError):
