@@ -67,7 +67,7 @@ def merge_folder(folder: Path) -> None:
         **head,
         "samples": len(rows),
         "skipped": dict(sorted(skipped.items())),
-        "index_sha256": hashlib.sha256(rows.tobytes()).hexdigest(),
+        "index_sha256": hashlib.sha256(index.getvalue()).hexdigest(),
         "shards": [
             {key: r[key] for key in ("name", "samples", "bytes", "sha256")} for r in receipts
         ],
