@@ -3,6 +3,7 @@
 Nothing is imported here, so that a training run loads no evaluation network:
 
 - ``overlaps``: one joint histogram per image, which every mask metric below reads.
+- ``tally``: a metric as a vector that pictures and ranks add up.
 - ``segmentation``: entity mIoU and recall; cIoU and gIoU for referring.
 - ``average_precision``: AP^e with AP50, AP75 and by size.
 - ``panoptic``: class-agnostic PQ, SQ, RQ; boundary IoU.

@@ -113,6 +113,37 @@ def integrate_precision(records: np.ndarray, truths: np.ndarray) -> np.ndarray:
     return precision
 
 
+def measure_detections(
+    scores: Sequence[float] | torch.Tensor,
+    predicted: torch.Tensor,
+    true: torch.Tensor,
+    ignored: torch.Tensor | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Records of :func:`match_detections` and :func:`count_truths` of one picture.
+
+    Args:
+        scores: one per predicted label 1..N.
+        predicted: int [H, W]. true: int [H, W]. ignored: bool [H, W], left out of both.
+    """
+    overlaps = count_overlaps(predicted, true, ignored)
+    records = match_detections(
+        overlaps.iou,
+        pick_scores(scores, overlaps.predicted_labels),
+        overlaps.predicted_px,
+        overlaps.true_px,
+        overlaps.excused,
+    )
+    return records, count_truths(overlaps.true_px)
+
+
+def summarise_detections(records: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    """AP, AP50, AP75 and AP by size, of all pictures' records and truths."""
+    table = integrate_precision(records, truths)
+    mean = table.mean(1)
+    by_size = {f"ap{name}": float(value) for name, value in zip(AREA_RANGES_PX, mean)}
+    return {"ap": by_size["ap"], "ap50": float(table[0, 0]), "ap75": float(table[0, 5])} | by_size
+
+
 class EntityAP(Metric):
     """AP^e over any number of pictures and ranks; see the module's definitions.
 
@@ -159,25 +190,14 @@ class EntityAP(Metric):
                 f"got {tuple(predicted.shape)} and {len(scores)} lists; in EntityAP"
             )
         for picture, row in zip(each_picture(predicted, true, ignored), scores, strict=True):
-            overlaps = count_overlaps(*picture)
-            found = match_detections(
-                overlaps.iou,
-                pick_scores(row, overlaps.predicted_labels),
-                overlaps.predicted_px,
-                overlaps.true_px,
-                overlaps.excused,
-            )
-            device = self.truths.device
-            self.records.append(torch.from_numpy(found.reshape(-1)).to(device))
-            self.truths += torch.from_numpy(count_truths(overlaps.true_px)).to(device)
+            records, truths = measure_detections(row, *picture)
+            self.records.append(torch.from_numpy(records.reshape(-1)).to(self.truths.device))
+            self.truths += torch.from_numpy(truths).to(self.truths.device)
 
     def compute(self) -> dict[str, torch.Tensor]:
         rows = self.records if isinstance(self.records, torch.Tensor) else _join(self.records)
-        table = integrate_precision(rows.cpu().numpy().reshape(-1, 4), self.truths.cpu().numpy())
-        mean = table.mean(1)
-        named = {"ap": mean[0], "ap50": table[0, 0], "ap75": table[0, 5]}
-        named |= {f"ap{name}": value for name, value in zip(AREA_RANGES_PX, mean)}
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in named.items()}
+        figures = summarise_detections(rows.cpu().numpy().reshape(-1, 4), self.truths.cpu().numpy())
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}
 
 
 def pick_scores(scores: Sequence[float] | torch.Tensor, labels: np.ndarray) -> np.ndarray:

@@ -18,15 +18,14 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchmetrics import Metric
 
 from unigs.metrics.overlaps import (
     Overlaps,
     count_overlaps,
-    each_picture,
     match_entities,
     to_grid,
 )
+from unigs.metrics.tally import TallyMetric
 
 
 def count_segments(overlaps: Overlaps) -> tuple[float, int, int, int]:
@@ -77,51 +76,31 @@ def rate_boundaries(
     return rating
 
 
-class PanopticEntityQuality(Metric):
+class PanopticEntityQuality(TallyMetric):
     """PQ, SQ, RQ and boundary IoU over any number of pictures and ranks.
 
     ``compute`` gives ``{"pq", "sq", "rq", "boundary_iou"}``, float64, NaN where nothing was seen.
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = True
-    iou_sum: torch.Tensor
-    found: torch.Tensor
-    false: torch.Tensor
-    missed: torch.Tensor
-    boundary_sum: torch.Tensor
-    boundaries: torch.Tensor
+    entries = 6
 
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("iou_sum", "found", "false", "missed", "boundary_sum", "boundaries"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+    @staticmethod
+    def measure(predicted, true, ignored=None) -> torch.Tensor:
+        """Segments as in :func:`count_segments`; sum of boundary IoU, and of how many."""
+        segments = count_segments(count_overlaps(predicted, true, ignored))
+        boundaries = rate_boundaries(predicted, true, ignored)
+        row = [*segments, to_grid(boundaries).sum(), len(boundaries)]
+        return torch.tensor(row, dtype=torch.float64)
 
-    def update(
-        self,
-        predicted: torch.Tensor,
-        true: torch.Tensor,
-        ignored: torch.Tensor | None = None,
-    ) -> None:
-        """Add pictures; arguments as in ``segmentation.EntityQuality.update``."""
-        for picture in each_picture(predicted, true, ignored):
-            iou_sum, found, false, missed = count_segments(count_overlaps(*picture))
-            self.iou_sum += iou_sum
-            self.found += found
-            self.false += false
-            self.missed += missed
-            boundary = rate_boundaries(*picture)
-            self.boundary_sum += float(to_grid(boundary).sum())
-            self.boundaries += len(boundary)
-
-    def compute(self) -> dict[str, torch.Tensor]:
-        segments = self.found + 0.5 * (self.false + self.missed)
+    @staticmethod
+    def summarise(tally: torch.Tensor) -> dict[str, torch.Tensor]:
+        iou_sum, found, false, missed, boundary_sum, boundaries = tally
+        segments = found + 0.5 * (false + missed)
         return {
-            "pq": self.iou_sum / segments,
-            "sq": self.iou_sum / self.found,
-            "rq": self.found / segments,
-            "boundary_iou": self.boundary_sum / self.boundaries,
+            "pq": iou_sum / segments,
+            "sq": iou_sum / found,
+            "rq": found / segments,
+            "boundary_iou": boundary_sum / boundaries,
         }
 
 

@@ -12,42 +12,18 @@ Out: floats. The paper does not define its mIoU and recall; the definitions here
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from torchmetrics import Metric
 
 from unigs.metrics.overlaps import (
     IOU_THRESHOLDS,
     Overlaps,
     check_labels,
     count_overlaps,
-    each_picture,
     match_entities,
     to_grid,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class RegionScore:
-    """One picture's foreground against foreground.
-
-    Attributes:
-        shared_px, union_px: pixels in both, pixels in either.
-        has_target: the truth holds at least one entity.
-    """
-
-    shared_px: int
-    union_px: int
-    has_target: bool
-
-    @property
-    def iou(self) -> float:
-        """IoU of the foregrounds; without a target 1 for an empty prediction, else 0."""
-        if not self.has_target:
-            return float(self.union_px == 0)
-        return self.shared_px / self.union_px
+from unigs.metrics.tally import TallyMetric
 
 
 def rate_entities(overlaps: Overlaps) -> np.ndarray:
@@ -59,29 +35,7 @@ def rate_entities(overlaps: Overlaps) -> np.ndarray:
     return best
 
 
-def score_region(
-    predicted: torch.Tensor, true: torch.Tensor, ignored: torch.Tensor | None = None
-) -> RegionScore:
-    """Compare the union of all predicted with the union of all true entities.
-
-    Args:
-        predicted: int [H, W]. true: int [H, W]. ignored: bool [H, W], left out of both.
-
-    Raises:
-        UnigsError: maps that cannot be compared.
-    """
-    check_labels(predicted, true, ignored)
-    found, wanted = predicted > 0, (true > 0).to(predicted.device)
-    if ignored is not None:
-        found, wanted = found & ~ignored.to(found.device), wanted & ~ignored.to(found.device)
-    return RegionScore(
-        shared_px=int((found & wanted).sum()),
-        union_px=int((found | wanted).sum()),
-        has_target=bool(wanted.any()),
-    )
-
-
-class EntityQuality(Metric):
+class EntityQuality(TallyMetric):
     """Entity mIoU and recall over any number of pictures and ranks.
 
     ``compute`` gives ``{"miou", "recall", "recall_50_95"}``, float64; NaN where no true entity has
@@ -95,54 +49,26 @@ class EntityQuality(Metric):
         1.0
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = True
-    iou_sum: torch.Tensor
-    recalled: torch.Tensor
-    entities: torch.Tensor
+    entries = 2 + len(IOU_THRESHOLDS)
 
-    def __init__(self) -> None:
-        super().__init__()
-        zero = torch.zeros((), dtype=torch.float64)
-        recalled = torch.zeros(len(IOU_THRESHOLDS), dtype=torch.float64)
-        self.add_state("iou_sum", zero, dist_reduce_fx="sum")
-        self.add_state("recalled", recalled, dist_reduce_fx="sum")
-        self.add_state("entities", zero.clone(), dist_reduce_fx="sum")
+    @staticmethod
+    def measure(predicted, true, ignored=None) -> torch.Tensor:
+        """Sum of IoU, number of true entities, and how many reach each threshold."""
+        iou = rate_entities(count_overlaps(predicted, true, ignored))
+        hits = (iou[None] >= IOU_THRESHOLDS[:, None]).sum(1)
+        return torch.tensor([to_grid(iou).sum(), len(iou), *hits], dtype=torch.float64)
 
-    def update(
-        self,
-        predicted: torch.Tensor,
-        true: torch.Tensor,
-        ignored: torch.Tensor | None = None,
-    ) -> None:
-        """Add pictures.
-
-        Args:
-            predicted: int [B, H, W] or [H, W].
-            true: int, the same shape.
-            ignored: bool, the same shape; left out of both.
-
-        Raises:
-            UnigsError: shapes that differ, labels that are no integers.
-        """
-        for picture in each_picture(predicted, true, ignored):
-            iou = rate_entities(count_overlaps(*picture))
-            hits = (iou[None] >= IOU_THRESHOLDS[:, None]).sum(1).astype(np.float64)
-            self.iou_sum += float(to_grid(iou).sum())
-            self.recalled += torch.from_numpy(hits).to(self.recalled.device)
-            self.entities += len(iou)
-
-    def compute(self) -> dict[str, torch.Tensor]:
-        recall = self.recalled / self.entities
+    @staticmethod
+    def summarise(tally: torch.Tensor) -> dict[str, torch.Tensor]:
+        recall = tally[2:] / tally[1]
         return {
-            "miou": self.iou_sum / self.entities,
+            "miou": tally[0] / tally[1],
             "recall": recall[0],
             "recall_50_95": recall.mean(),
         }
 
 
-class ReferringQuality(Metric):
+class ReferringQuality(TallyMetric):
     """cIoU and gIoU of the foreground, as generalised referring segmentation reports them.
 
     - **gIoU**: mean over pictures of the foreground's IoU. A picture without a target counts 1 if
@@ -153,47 +79,27 @@ class ReferringQuality(Metric):
       without such pictures.
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = True
-    shared_px: torch.Tensor
-    union_px: torch.Tensor
-    iou_sum: torch.Tensor
-    pictures: torch.Tensor
-    without_target: torch.Tensor
-    left_empty: torch.Tensor
+    entries = 6
 
-    def __init__(self) -> None:
-        super().__init__()
-        for name in (
-            "shared_px",
-            "union_px",
-            "iou_sum",
-            "pictures",
-            "without_target",
-            "left_empty",
-        ):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+    @staticmethod
+    def measure(predicted, true, ignored=None) -> torch.Tensor:
+        """Shared and union pixels, IoU, 1, without a target, of those left empty."""
+        check_labels(predicted, true, ignored)
+        found, wanted = predicted > 0, (true > 0).to(predicted.device)
+        if ignored is not None:
+            seen = ~ignored.to(found.device)
+            found, wanted = found & seen, wanted & seen
+        shared_px, union_px = int((found & wanted).sum()), int((found | wanted).sum())
+        no_target = not bool(wanted.any())
+        empty = no_target and union_px == 0
+        iou = float(empty) if no_target else float(to_grid(np.array(shared_px / union_px)))
+        row = [shared_px, union_px, iou, 1, no_target, empty]
+        return torch.tensor([float(entry) for entry in row], dtype=torch.float64)
 
-    def update(
-        self,
-        predicted: torch.Tensor,
-        true: torch.Tensor,
-        ignored: torch.Tensor | None = None,
-    ) -> None:
-        """Add pictures; arguments as in :meth:`EntityQuality.update`."""
-        for picture in each_picture(predicted, true, ignored):
-            score = score_region(*picture)
-            self.shared_px += score.shared_px
-            self.union_px += score.union_px
-            self.iou_sum += float(to_grid(np.array(score.iou)))
-            self.pictures += 1
-            self.without_target += not score.has_target
-            self.left_empty += not score.has_target and score.union_px == 0
-
-    def compute(self) -> dict[str, torch.Tensor]:
+    @staticmethod
+    def summarise(tally: torch.Tensor) -> dict[str, torch.Tensor]:
         return {
-            "ciou": self.shared_px / self.union_px,
-            "giou": self.iou_sum / self.pictures,
-            "no_target_accuracy": self.left_empty / self.without_target,
+            "ciou": tally[0] / tally[1],
+            "giou": tally[2] / tally[3],
+            "no_target_accuracy": tally[5] / tally[4],
         }
