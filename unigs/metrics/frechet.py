@@ -105,6 +105,36 @@ def resize_clean(images: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
 
 
+@torch.no_grad()
+def extract_features(extractor: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Features float64 [B, F] of pictures, after clean-fid's resize.
+
+    Args:
+        extractor: float32 [B, 3, 299, 299] in 0..255 -> [B, F]; see :func:`load_inception`.
+        images: uint8, or float in 0..1, [B, 3, H, W].
+
+    Raises:
+        UnigsError: pictures with NaN or of another shape, features that are not finite.
+    """
+    small = resize_clean(to_uint8(images)).to(images.device)
+    with torch.autocast(small.device.type, enabled=False):
+        features = extractor(small).double()
+    if not torch.isfinite(features).all():
+        raise UnigsError("expected finite features; got NaN or inf; from FID's extractor")
+    return features
+
+
+def summarise_features(features: np.ndarray, side: str) -> Statistics:
+    """Statistics of float [N, F]; ``side`` names them in errors.
+
+    Raises:
+        UnigsError: fewer than two pictures.
+    """
+    _check_count(len(features), side)
+    exact = features.astype(np.float64)
+    return Statistics(exact.mean(0), np.cov(exact, rowvar=False), len(features))
+
+
 class FrechetDistance(Metric):
     """FID over any number of pictures and ranks.
 
@@ -135,7 +165,6 @@ class FrechetDistance(Metric):
                 zero = torch.zeros(shape, dtype=torch.float64)
                 self.add_state(f"{side}_{name}", zero, dist_reduce_fx="sum")
 
-    @torch.no_grad()
     def update(self, images: torch.Tensor, real: bool = False) -> None:
         """Add pictures.
 
@@ -146,11 +175,7 @@ class FrechetDistance(Metric):
         Raises:
             UnigsError: pictures with NaN or of another shape.
         """
-        small = resize_clean(to_uint8(images)).to(self.device)
-        with torch.autocast(small.device.type, enabled=False):
-            features = self.extractor(small).double()
-        if not torch.isfinite(features).all():
-            raise UnigsError("expected finite features; got NaN or inf; from FID's extractor")
+        features = extract_features(self.extractor, images.to(self.device))
         side = "real" if real else "made"
         for name, part in (
             ("count", torch.tensor(float(len(features)), dtype=torch.float64)),
@@ -171,16 +196,19 @@ class FrechetDistance(Metric):
         Raises:
             UnigsError: fewer than two pictures.
         """
-        count = int(getattr(self, f"{side}_count"))
-        if count < 2:
-            raise UnigsError(
-                f"expected at least two {side} pictures; got {count}; in FID (is the validation "
-                "set empty?)"
-            )
-        mean = (getattr(self, f"{side}_total") / count).cpu().numpy()
-        outer = getattr(self, f"{side}_outer").cpu().numpy()
-        covariance = (outer - count * np.outer(mean, mean)) / (count - 1)
-        return Statistics(mean, covariance, count)
+        count, total, outer = (
+            getattr(self, f"{side}_{name}").cpu().numpy() for name in ("count", "total", "outer")
+        )
+        _check_count(int(count), side)
+        mean = total / count
+        return Statistics(mean, (outer - count * np.outer(mean, mean)) / (count - 1), int(count))
+
+
+def _check_count(count: int, side: str) -> None:
+    if count < 2:
+        raise UnigsError(
+            f"expected at least two {side} pictures; got {count}; in FID (is the set empty?)"
+        )
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:

@@ -1,0 +1,12 @@
+"""The paper's tables for any model, on fixed inputs (Sec. 4.1; after metrics, before training).
+
+In: a ``Predictor`` and a validation set. Out: one row per picture, JSON, Markdown and an HTML
+report. Modules, left to right:
+
+- ``protocol``: which inputs; two models compare only on the same.
+- ``predictors``: our pipeline, oracles (ceiling) and floors behind one interface; ``baselines``:
+  other people's models behind the same.
+- ``judging``: a batch and its prediction -> what is kept per picture.
+- ``results``: rows on disk, resumable; figures of any subset of them.
+- ``run``: the loop, and the verb.
+"""

@@ -1,0 +1,154 @@
+"""Which inputs: decided by (manifests, options, seed, index), told in a small JSON.
+
+Two results compare only if they saw the same pictures, masks, words and noise. The header decides
+all of them; a digest per item proves it. A protocol written by one evaluation and given to another
+turns any difference into an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from copy import copy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from unigs.data import UniGSData, stack_samples
+from unigs.plan import Plan
+from unigs.records import Batch, Skips, UnigsError
+from unigs.streams import Made, StreamDataset
+
+VERSION = 1
+
+
+def describe_inputs(data: UniGSData, samples_per_task: int) -> dict[str, Any]:
+    """Everything the inputs depend on, as JSON.
+
+    Args:
+        data: shards, mixture, geometry and seed; its validation split is evaluated.
+        samples_per_task: pictures of each task.
+
+    Raises:
+        UnigsError: no shards, or nothing to evaluate.
+    """
+    manifests, weights = data.select_sources(data.val_split)
+    if samples_per_task < 1 or not sum(len(m) for m in manifests.values()):
+        raise UnigsError(
+            f"expected pictures to evaluate on; got {samples_per_task} per task of "
+            f"{ {name: len(m) for name, m in manifests.items()} }; in {data.shards} "
+            f"(split {data.val_split!r})"
+        )
+    return {
+        "version": VERSION,
+        "seed": data.seed,
+        "samples_per_task": samples_per_task,
+        "weights": weights,
+        "manifests": {name: manifest.digest for name, manifest in manifests.items()},
+        "options": asdict(data.tasks.for_evaluation()),
+    }
+
+
+def digest_header(header: dict[str, Any]) -> str:
+    """SHA-256 of a header, in hexadecimal."""
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
+def digest_item(batch: Batch, place: int) -> str:
+    """A short digest of everything a predictor sees of one sample, and of its truth."""
+    digest = hashlib.sha256(batch.prompts[place].encode())
+    for part in (batch.image, batch.labels, batch.ignored, batch.coarse_mask):
+        digest.update(part[place].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def write_protocol(path: Path, header: dict[str, Any], items: Iterable[dict[str, Any]]) -> None:
+    """Write header and, per item, index, task, key, prompt and digest."""
+    fields = ("index", "task", "key", "prompt", "digest")
+    rows = [{name: item[name] for name in fields} for item in items]
+    lines = ",\n  ".join(json.dumps(row) for row in sorted(rows, key=lambda row: row["index"]))
+    head = json.dumps(header)
+    path.write_text(f'{{"header": {head},\n "items": [\n  {lines}\n ]}}\n')
+
+
+def read_protocol(path: Path, header: dict[str, Any]) -> dict[int, str]:
+    """Digests by index of a protocol that must have this header.
+
+    Raises:
+        UnigsError: no such file, not a protocol, or one of other inputs.
+    """
+    try:
+        found = json.loads(path.read_text())
+        items = {row["index"]: row["digest"] for row in found["items"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UnigsError(f"expected a protocol; got {error!r}; in {path}") from error
+    for name, wanted in json.loads(json.dumps(header)).items():
+        if found["header"].get(name) != wanted:
+            raise UnigsError(
+                f"expected {name} {found['header'].get(name)} as in the protocol; "
+                f"got {wanted}; {path} is of other inputs"
+            )
+    return items
+
+
+class InputLoader:
+    """Batches of one task each with what was skipped to get them; the same on every topology.
+
+    Args:
+        data: as for :func:`describe_inputs`.
+        samples_per_task: pictures of each task.
+        tasks: leave out the others.
+        skip: indices that are done.
+        rank, world_size: batches are dealt in turn.
+    """
+
+    def __init__(
+        self,
+        data: UniGSData,
+        samples_per_task: int,
+        tasks: Iterable[str],
+        skip: Iterable[int] = (),
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        sized = copy(data)
+        sized.val_samples_per_task = samples_per_task
+        ratios = {task: 1.0 for task, ratio in data.task_ratios.items() if ratio}
+        self.dataset: StreamDataset = data.make_dataset(
+            data.val_split, augment=False, ratios=ratios
+        )
+        self.indices = _keep(sized.list_val_batches(self.dataset.plan), self.dataset.plan, tasks)
+        done = set(skip)
+        left = [[i for i in batch if i not in done] for batch in self.indices]
+        self.batches = [batch for batch in left[rank::world_size] if batch]
+        self.workers = min(1, data.num_workers)
+
+    def __iter__(self):
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_sampler=self.batches,
+                collate_fn=_collate,
+                num_workers=self.workers,
+                pin_memory=torch.cuda.is_available(),
+            )
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def _keep(batches: list[list[int]], plan: Plan, tasks: Iterable[str]) -> list[list[int]]:
+    wanted = set(tasks)
+    return [batch for batch in batches if plan.draw(batch[0]).task in wanted]
+
+
+def _collate(made: list[Made]) -> tuple[Batch, Skips]:
+    skips = Skips()
+    for one in made:
+        skips.update(one.skips)
+    return stack_samples([one.sample for one in made]), skips
