@@ -183,6 +183,7 @@ def test_hidden_entities_are_counted_and_numbers_have_no_gaps(coco):
     assert skipped == {"entity hidden by others": 1}
     assert [e.label for e in sample.entities] == [1, 2]
     assert [e.category for e in sample.entities] == ["cat", "sky"]
+    np.testing.assert_array_equal(sample.labels, mask + 2 * box(12, 12, 15, 15))
 
 
 BAD_MASKS = {
