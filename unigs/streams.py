@@ -216,13 +216,23 @@ class StreamLoader:
         self._next_index = int(state["next_index"])
         self._epoch_steps = int(state["epoch_steps"])
         self._resumed = True
-        self._iterator = None
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes; iterating starts new ones at the next batch."""
+        iterator, self._iterator = self._iterator, None
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
 
     def _hand_out(self) -> Iterator[Any]:
         while self._epoch_steps < self.steps_per_epoch:
             if self._iterator is None:
                 self._iterator = self._start()
-            batch, count, skips = next(self._iterator)
+            try:
+                batch, count, skips = next(self._iterator)
+            except BaseException:
+                self.close()
+                raise
             self._next_index += self.global_batch_size
             self._epoch_steps += 1
             self._tally(count, skips)
