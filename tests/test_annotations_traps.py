@@ -282,6 +282,25 @@ def test_names_with_dots_folders_and_letters_beyond_ascii(coco):
     assert skipped == {}
 
 
+@pytest.mark.parametrize(
+    ("section", "row"),
+    [
+        ("images", {"id": 3}),
+        ("images", "1.jpg"),
+        ("categories", {"name": "cat"}),
+        ("annotations", [1, 2]),
+        ("annotations", {"id": 3}),
+        ("annotations", {"image_id": 1, "segments_info": []}),
+    ],
+)
+def test_rows_of_another_form_are_named(coco, section, row):
+    coco.categories = [*CATEGORIES]
+    coco.picture().entity(box(1, 1, 5, 5))
+    getattr(coco, section).append(row)
+    with pytest.raises(UnigsError, match=rf"expected a row of {section} .* at byte \d+ of"):
+        coco.instances()
+
+
 # Pictures -----------------------------------------------------------------------------------------
 
 
@@ -383,12 +402,12 @@ def test_panoptic_ids_pass_eight_bits_and_repeat_between_pictures(coco):
 def test_panoptic_lists_that_do_not_fit_the_png(coco):
     ids = np.full((HEIGHT, WIDTH), 300)
     ids[:3], ids[3:5] = 400, 500
-    listed = [(300, 1, 0), (300, 7, 0), (600, 1, 0), (0, 1, 0), (500, 44, 0)]
+    listed = [(300, 1, 0), (300, 7, 0), (600, 1, 0), (0, 1, 0), (500, 44, 0), (None, 1, 0)]
     (sample,), skipped = coco.picture().segments(ids, 1, listed).panoptic()
     np.testing.assert_array_equal(sample.labels == 1, ids == 300)
     assert len(sample.entities) == 1
     assert skipped == {
-        "segment with an impossible or repeated id": 2,
+        "segment with an impossible or repeated id": 3,
         "segment without a pixel": 1,
         "segment in the PNG that the JSON does not list": 2,
         "entity of a category not listed": 1,

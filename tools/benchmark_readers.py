@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -90,7 +89,13 @@ def measure_source(source: Source) -> tuple[int, float, float, int]:
         if source.load(i, skips) is None:
             raise SystemExit(f"expected a picture, came {skips}")
     load_s = (time.process_time() - start) / LOADS
-    return count, index_s, load_s, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return count, index_s, load_s, read_peak_bytes()
+
+
+def read_peak_bytes() -> int:
+    """Peak resident bytes since this program began; ``getrusage`` would count its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def link_files(folder: Path, names: Iterator[str], data: bytes) -> None:

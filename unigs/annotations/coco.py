@@ -1,7 +1,7 @@
 """COCO 2017 panoptic and instances, and every data set in their two forms (EntitySeg).
 
 In: an annotation JSON, the folder of pictures, for panoptic also the folder of id PNGs. Out:
-:class:`~unigs.annotations.base.Source`. See ``dataset-formats`` in the README for the traps: ids
+:class:`~unigs.annotations.base.Source`. The traps: ids
 repeat between pictures, RGB ids pass 8 bits, crowds, overlaps, sizes that do not agree.
 """
 
@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import io
 import json as json_module
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from unigs.annotations import base
 from unigs.annotations.base import Category, Region, Source, Tag, Unusable
-from unigs.annotations.jsonindex import Spans, iterate_elements
+from unigs.annotations.cocoindex import Index, index_json
 from unigs.annotations.masks import (
     BadMask,
     bounding_box,
@@ -38,30 +37,6 @@ UNPACKING_HINT = (
     "The panoptic archive holds zips that are unpacked a second time. If 52,751 of 118,287 came "
     "out, the unpacker counts entries in 16 bits (118,287 - 65,536): use another one"
 )
-
-
-class Picture(NamedTuple):
-    """A row of ``images``; the size is the file's claim, 0 where it makes none."""
-
-    id: int | str
-    file_name: str
-    width: int
-    height: int
-
-
-@dataclass
-class Index:
-    """The compact contents of a COCO-style JSON, pictures sorted by key.
-
-    ``mask_names`` are the files that panoptic annotations name, in the order of the file.
-    """
-
-    pictures: list[Picture]
-    keys: list[str]
-    categories: dict[str, Category]
-    spans: Spans
-    mask_names: list[str]
-    skips: Skips
 
 
 @dataclass
@@ -202,9 +177,10 @@ class CocoPanoptic(_CocoJson):
         """The segments of one picture by id; an id is unique in its picture only."""
         tags: dict[int, Tag] = {}
         for segment in annotation["segments_info"]:
-            segment_id = int(segment["id"])
+            segment_id = segment.get("id")
             place = f"{where}, segment {segment_id}"
-            if not 0 < segment_id < SEGMENT_IDS or segment_id in tags:
+            possible = isinstance(segment_id, int) and 0 < segment_id < SEGMENT_IDS
+            if not possible or segment_id in tags:
                 skips.add("segment with an impossible or repeated id", place)
                 continue
             try:
@@ -212,72 +188,6 @@ class CocoPanoptic(_CocoJson):
             except BadMask as error:
                 skips.add(str(error), place)
         return tags
-
-
-def index_json(path: Path) -> Index:
-    """Read a COCO-style JSON once, keeping names, ids and places (bounded memory).
-
-    Pictures listed twice, and those without annotations, are left out and counted.
-    """
-    pictures: dict[int | str, Picture] = {}
-    categories: dict[str, Category] = {}
-    skips, names = Skips(), set()
-    picture_ids: list[int | str] = []
-    mask_names: list[str] = []
-    offsets, lengths = array("q"), array("i")
-    for section, value, offset, length in iterate_elements(
-        path, ("images", "annotations", "categories")
-    ):
-        if section == "annotations":
-            picture_ids.append(value.get("image_id"))
-            offsets.append(offset)
-            lengths.append(length)
-            if "file_name" in value:
-                mask_names.append(value["file_name"])
-        elif section == "categories":
-            categories[str(value["id"])] = make_category(value)
-        else:
-            picture = make_picture(value)
-            if picture.id in pictures or picture.file_name in names:
-                skips.add("picture listed twice", f"{picture.file_name} in {path}")
-                continue
-            pictures[picture.id] = picture
-            names.add(picture.file_name)
-    annotated = set(picture_ids)
-    for picture in pictures.values():
-        if picture.id not in annotated:
-            skips.add("picture without annotations", f"{picture.file_name} in {path}")
-    listed = [picture for picture in pictures.values() if picture.id in annotated]
-    keys = base.make_unique_keys(picture.file_name for picture in listed)
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    ordered = [listed[k] for k in order]
-    places = {picture.id: k for k, picture in enumerate(ordered)}
-    owners = np.fromiter((places.get(k, -1) for k in picture_ids), np.int32, len(picture_ids))
-    for k in np.flatnonzero(owners < 0):
-        skips.add("annotation of a picture not listed", f"picture {picture_ids[k]} in {path}")
-    spans = Spans(path, owners, offsets, lengths, len(ordered))
-    return Index(ordered, [keys[k] for k in order], categories, spans, mask_names, skips)
-
-
-def make_picture(row: dict[str, Any]) -> Picture:
-    """A row of ``images``."""
-    width, height = int(row.get("width") or 0), int(row.get("height") or 0)
-    return Picture(row["id"], row["file_name"], width, height)
-
-
-def make_category(row: dict[str, Any]) -> Category:
-    """A row of ``categories``; says thing or stuff by ``isthing`` (COCO) or ``type`` (EntitySeg).
-
-    A table that says neither is COCO instances', which knows things only. EntitySeg's
-    ``unknown`` may be either.
-    """
-    name = str(row["name"]).strip()
-    is_thing: bool | None = True
-    if "isthing" in row:
-        is_thing = bool(row["isthing"])
-    elif "type" in row:
-        is_thing = None if name == "unknown" else row["type"] == "thing"
-    return Category(id=str(row["id"]), name=name, is_thing=is_thing)
 
 
 def make_tag(

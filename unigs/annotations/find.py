@@ -26,7 +26,8 @@ def find_sources(
         openimages: holds ``<split>-annotations-object-segmentation.csv``, ``images/<split>/``,
             ``masks/`` or ``mask_zips/``, and ``class-descriptions-boxable.csv``.
         entityseg: holds ``annotations/entity_segmentation/entityv2_010203_entity_<split>.json``
-            and ``images/``, or the ``_lr`` files and ``images_lr/``.
+            and ``images/``, or the ``_lr`` files and ``images_lr/``, or
+            ``annotations/entityseg_<split>.json``.
 
     Returns:
         Sources named ``coco-panoptic``, ``coco-instances``, ``openimages``, ``entityseg``; splits
@@ -103,13 +104,14 @@ def _first_folder(root: Path, names: tuple[str, ...], holds: str, csv: Path) -> 
 
 def _find_entityseg(root: Path) -> Iterator[Source]:
     licence = _read_licence(root, entityseg.LICENCE)
-    folder = root / "annotations" / "entity_segmentation"
+    released = "annotations/entity_segmentation/entityv2_010203_entity"
     for split in ("train", "val"):
         for name, pictures in (
-            (f"entityv2_010203_entity_{split}.json", "images"),
-            (f"entityv2_010203_entity_{split}_lr.json", "images_lr"),
+            (f"{released}_{split}.json", "images"),
+            (f"{released}_{split}_lr.json", "images_lr"),
+            (f"annotations/entityseg_{split}.json", "images"),
         ):
-            json = folder / name
+            json = root / name
             if json.is_file():
                 images = require_folder(root / pictures, f"the pictures of {json.name}")
                 yield entityseg.make_entityseg(json, images, split, licence)
