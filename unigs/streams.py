@@ -130,9 +130,10 @@ class RankSlices(Sampler):
 class StreamLoader:
     """The resumable loader of one rank.
 
-    An epoch is ``steps_per_epoch`` batches; the next one goes on where it ended, in the same
-    worker processes. After ``load_state_dict`` in the middle of an epoch, the first iteration gives
-    the rest of it.
+    An iteration gives ``steps_per_epoch`` batches; the next one goes on where it ended, in the same
+    worker processes. So it is after ``load_state_dict`` too: whoever resumes in the middle of an
+    epoch takes as many batches as are left of it (Lightning counts them itself, and only it knows
+    its ``limit_train_batches``).
 
     Args:
         manifests: by name, as ``read_manifests`` gives them.
@@ -176,8 +177,6 @@ class StreamLoader:
         self.skips = Skips()
         self._read = 0  # samples this rank was handed by this object
         self._next_index = 0
-        self._epoch_steps = 0
-        self._resumed = False
         # Lightning shuts down and clears an attribute of this name at the end of a run.
         self._iterator: Iterator[Any] | None = None
 
@@ -185,18 +184,14 @@ class StreamLoader:
         return self.steps_per_epoch
 
     def __iter__(self) -> Iterator[Any]:
-        """One epoch, or after a restart the rest of one."""
-        if not self._resumed or self._epoch_steps >= self.steps_per_epoch:
-            self._epoch_steps = 0
-        self._resumed = False
-        return self._hand_out()
+        for _ in range(self.steps_per_epoch):
+            yield self._take()
 
     def state_dict(self) -> dict[str, Any]:
-        """The position: integers, and names of what they count in; equal on all ranks."""
+        """The position, an integer, and what it counts in; equal on all ranks."""
         plan = self.dataset.plan
         return {
             "next_index": self._next_index,
-            "epoch_steps": self._epoch_steps,
             "seed": plan.seed,
             "mix": plan.describe(),
             "manifests": {name: m.digest for name, m in sorted(self.dataset.manifests.items())},
@@ -214,29 +209,26 @@ class StreamLoader:
             if what in ("seed", "mix", "manifests") and state[what] != expected:
                 raise StateMismatch(describe_mismatch(what, state[what], expected))
         self._next_index = int(state["next_index"])
-        self._epoch_steps = int(state["epoch_steps"])
-        self._resumed = True
         self.close()
 
     def close(self) -> None:
         """End the worker processes; iterating starts new ones at the next batch."""
         iterator, self._iterator = self._iterator, None
-        if hasattr(iterator, "_shutdown_workers"):
-            iterator._shutdown_workers()
+        if shut_down := getattr(iterator, "_shutdown_workers", None):
+            shut_down()
 
-    def _hand_out(self) -> Iterator[Any]:
-        while self._epoch_steps < self.steps_per_epoch:
-            if self._iterator is None:
-                self._iterator = self._start()
-            try:
-                batch, count, skips = next(self._iterator)
-            except BaseException:
-                self.close()
-                raise
-            self._next_index += self.global_batch_size
-            self._epoch_steps += 1
-            self._tally(count, skips)
-            yield batch
+    def _take(self) -> Any:
+        """The next batch, and the position after it."""
+        if self._iterator is None:
+            self._iterator = self._start()
+        try:
+            batch, count, skips = next(self._iterator)
+        except BaseException:
+            self.close()
+            raise
+        self._next_index += self.global_batch_size
+        self._tally(count, skips)
+        return batch
 
     def _start(self) -> Iterator[Any]:
         """A stock loader over the indices from here on, without end."""
