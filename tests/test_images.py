@@ -46,6 +46,8 @@ def test_every_mode_comes_out_as_rgb(mode):
     assert pixels.dtype == np.uint8
     if mode in ("L", "LA", "1"):
         assert (pixels == pixels[..., :1]).all()
+    if mode == "CMYK":  # not inverted
+        assert np.abs(pixels.astype(int) - draw()).mean() < 12
     if mode == "RGBA":
         np.testing.assert_array_equal(pixels, draw())
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import re
 import struct
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,12 +61,10 @@ def open_image(data: bytes) -> Iterator[Image.Image]:
     if not data:
         raise UnreadableImage("picture file empty", "0 bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError(f"{image.width}x{image.height}")
-                yield image
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width}x{image.height}")
+            yield image
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"picture larger than {MAX_PIXELS} pixels", str(error)) from error
     except UnidentifiedImageError as error:
@@ -109,10 +106,14 @@ def read_header(data: bytes) -> Header:
         UnreadableImage: not a picture PIL opens.
     """
     with open_image(data) as image:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-        if orientation not in range(1, 9) or image.format == "TIFF":
-            orientation = 1  # PIL turns TIFFs itself on loading
-        return Header(image.width, image.height, int(orientation), image.format or "")
+        return _describe(image)
+
+
+def _describe(image: Image.Image) -> Header:
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if orientation not in range(1, 9) or image.format == "TIFF":
+        orientation = 1  # PIL turns TIFFs itself on loading
+    return Header(image.width, image.height, int(orientation), image.format or "")
 
 
 def check_image(data: bytes) -> Header:
@@ -121,11 +122,11 @@ def check_image(data: bytes) -> Header:
     Raises:
         UnreadableImage: empty, unknown, too large, truncated or corrupt.
     """
-    header = read_header(data)
     with open_image(data) as image:
+        header = _describe(image)
         image.draft(None, (1, 1))  # type: ignore[arg-type]
         image.load()
-    return header
+        return header
 
 
 def encode_image(pixels: np.ndarray, format: str = "JPEG") -> bytes:
