@@ -278,6 +278,17 @@ def make_unique_keys(file_names: Iterable[str]) -> list[str]:
     ]
 
 
+def distinguish_ids(ids: Sequence[str]) -> list[str]:
+    """Ids of one picture's annotations; one that repeats, as in hand-made files, gets its place.
+
+    Example:
+        >>> distinguish_ids(["7", "8", "7"])
+        ['7', '8', '7-2']
+    """
+    first = {name: k for k, name in reversed(list(enumerate(ids)))}
+    return [name if first[name] == k else f"{name}-{k}" for k, name in enumerate(ids)]
+
+
 def require_folder(path: Path, holds: str) -> Path:
     """``path`` if it is a folder.
 

@@ -92,12 +92,8 @@ class CocoInstances(_CocoJson):
         width, height = self.frame_of(i, annotations, data, str(path))
         data = base.fit_picture(data, width, height, str(path))
         regions: list[Region] = []
-        seen: set[str] = set()
-        for k, annotation in enumerate(annotations):
-            annotation_id = str(annotation.get("id", f"row {k}"))
-            if annotation_id in seen:  # ids repeat in hand-made files
-                annotation_id = f"{annotation_id}-{k}"
-            seen.add(annotation_id)
+        ids = base.distinguish_ids([str(row.get("id", "")) for row in annotations])
+        for annotation_id, annotation in zip(ids, annotations, strict=True):
             try:
                 tag = make_tag(self.index.categories, annotation, annotation_id)
                 runs = encode_segmentation(annotation.get("segmentation"), width, height)

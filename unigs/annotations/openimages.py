@@ -85,9 +85,11 @@ class OpenImages(Source):
         data = base.read_picture(path)
         header = base.check_picture(data, str(path))
         regions = []
-        for row in self.read_rows(i):
+        rows = self.read_rows(i)
+        ids = base.distinguish_ids([row["BoxID"] for row in rows])
+        for annotation_id, row in zip(ids, rows, strict=True):
             try:
-                regions.append(self.make_region(row, header.width, header.height))
+                regions.append(self.make_region(row, annotation_id, header.width, header.height))
             except BadMask as error:
                 skips.add(str(error), row["MaskPath"])
         painted = base.paint_regions(regions, header.height, header.width, skips, str(path))
@@ -100,7 +102,9 @@ class OpenImages(Source):
         columns = self.index.columns
         return [{name: row[at] for name, at in columns.items()} for row in csv.reader(texts)]
 
-    def make_region(self, row: dict[str, str], width: int, height: int) -> Region:
+    def make_region(
+        self, row: dict[str, str], annotation_id: str, width: int, height: int
+    ) -> Region:
         """The mask of a row at its picture's size.
 
         Raises:
@@ -111,7 +115,7 @@ class OpenImages(Source):
             raise BadMask("entity of a category not listed")
         data = read_mask_file(self.masks, RELEASED_SPLITS[self.split], row["MaskPath"])
         mask, box = fit_mask(data, width, height)
-        tag = Tag(category, row["BoxID"])
+        tag = Tag(category, annotation_id)
         return Region(tag, int(np.count_nonzero(mask)), box, lambda: mask)
 
 
