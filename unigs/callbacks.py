@@ -19,7 +19,7 @@ from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import Callback
 
 from unigs.metrics.segmentation import EntityQuality
-from unigs.pictures import blend_labels, colour_labels, draw_sheet
+from unigs.pictures import SHEET_TITLES, blend_labels, colour_labels, draw_sheet
 from unigs.pipeline import Solver, UniGSPipeline
 from unigs.records import TASKS, Batch, Prediction
 from unigs.tasks import RECIPES
@@ -121,9 +121,6 @@ def sheet_row(batch: Batch, prediction: Prediction, place: int) -> tuple[str, li
         blend_labels(image, truth),
     ]
     return batch.prompts[place], shown
-
-
-SHEET_TITLES = ("condition", "image", "colormap", "decoded masks", "ground truth")
 
 
 class SampledValidation(Callback):

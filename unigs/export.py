@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from unigs.callbacks import SHEET_TITLES, read_ema, run_batch, sheet_row
+from unigs.callbacks import read_ema, run_batch, sheet_row
 from unigs.data import JOINT_SOURCES, UniGSData
-from unigs.pictures import draw_sheet
+from unigs.pictures import SHEET_TITLES, draw_sheet
 from unigs.pipeline import Solver, UniGSPipeline
 from unigs.records import TASKS, UnigsError
 from unigs.tasks import TaskOptions

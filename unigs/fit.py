@@ -7,14 +7,14 @@ command line and the config say beats what a checkpoint remembers; preemption ha
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from unigs.callbacks import PREEMPTED_EXIT_CODE, Preemption
 
-DEFAULTS = {
-    "trainer.use_distributed_sampler": False,
-    "seed_everything": 0,
-}
+DEFAULTS = {"trainer.use_distributed_sampler": False, "seed_everything": 0}
 
 
 class UnigsCLI(LightningCLI):
@@ -27,6 +27,31 @@ class UnigsCLI(LightningCLI):
         """Lightning would let the checkpoint's hyperparameters override the user's; we do not."""
 
 
+def make_cli(words: list[str], run: bool = True) -> UnigsCLI:
+    """Parse a training command line; run it, or only build what it names.
+
+    Args:
+        words: the command line from the verb (fit, validate, test, predict) on.
+        run: carry the verb out. False builds trainer, model and data of ``fit``.
+    """
+    options: dict[str, Any] = {
+        "subclass_mode_model": True,
+        "subclass_mode_data": True,
+        "auto_configure_optimizers": False,
+        "save_config_kwargs": {"overwrite": True},
+    }
+    typed = sys.argv[1:] == words  # then Lightning reads them itself, and relaunches by them
+    kind = UnigsCLI if run else _Instantiated
+    return kind(args=None if typed else words, **options)
+
+
+class _Instantiated(UnigsCLI):
+    """Stops before the verb is carried out."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        return
+
+
 def run_lightning(words: list[str]) -> int:
     """Run one training verb.
 
@@ -36,13 +61,6 @@ def run_lightning(words: list[str]) -> int:
     Returns:
         0, or ``PREEMPTED_EXIT_CODE`` if the run was preempted and saved.
     """
-    cli = UnigsCLI(
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"default_env": False},
-        args=words,
-    )
-    preempted = [c for c in cli.trainer.callbacks if isinstance(c, Preemption) and c.preempted]  # type: ignore[attr-defined]
+    callbacks = make_cli(words).trainer.callbacks  # type: ignore[attr-defined]
+    preempted = any(isinstance(c, Preemption) and c.preempted for c in callbacks)
     return PREEMPTED_EXIT_CODE if preempted else 0

@@ -13,6 +13,9 @@ from PIL import Image, ImageDraw
 
 from unigs.records import UnigsError
 
+SHEET_TITLES = ("condition", "image", "colormap", "decoded masks", "ground truth")
+"""The columns of every sheet of samples."""
+
 _GAP_PX, _TITLE_PX, _CAPTION_PX = 4, 16, 14
 
 

@@ -155,7 +155,9 @@ class Batch:
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed = {k: v if isinstance(v, list) else change(v) for k, v in values.items()}
+        changed: dict[str, Any] = {
+            k: v if isinstance(v, list) else change(v) for k, v in values.items()
+        }
         return replace(self, **changed)
 
 

@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -23,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from unigs.diffusion.encoders import FrozenTowers
 from unigs.diffusion.tokens import write_clip_tokenizer, write_small_tokenizer
 from unigs.records import UnigsError
+from unigs.synthetic.scenes import STUFF_IDS, THING_IDS
 
 AUTOENCODER = Path(str(files("unigs") / "assets" / "autoencoder"))
 """The small autoencoder that ships with the package; see its README.md."""
@@ -119,6 +121,9 @@ def write_configs(folder: Path, preset: str, words: Sequence[str] = ()) -> None:
     DDPMScheduler(**_SCHEDULER).save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "StableDiffusionInpaintPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "text_encoder": ["transformers", "CLIPTextModel"],
@@ -131,7 +136,7 @@ def write_configs(folder: Path, preset: str, words: Sequence[str] = ()) -> None:
 def make_base(
     out: str,
     preset: Literal["tiny", "sd15"] = "tiny",
-    words: Sequence[str] = (),
+    words: Sequence[str] | None = None,
     autoencoder: str | None = None,
     seed: int = 0,
 ) -> None:
@@ -141,7 +146,8 @@ def make_base(
         out: the folder to write; it must not hold a base yet.
         preset: ``tiny`` (64 px on a CPU, small vocabulary, the shipped autoencoder) or ``sd15``
             (the shapes and the vocabulary of Stable Diffusion 1.5 inpainting, 859 M parameters).
-        words: category names the small vocabulary should know whole.
+        words: category names the small vocabulary should know whole; default: the synthetic
+            data's. Other words still work, in more pieces.
         autoencoder: a folder with an ``AutoencoderKL`` to use in place of the preset's own.
         seed: of the random weights.
 
@@ -157,7 +163,7 @@ def make_base(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         base = Path(scratch) / "base"
-        write_configs(base, preset, words)
+        write_configs(base, preset, [*THING_IDS, *STUFF_IDS] if words is None else words)
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base / "unet"))
         unet.save_pretrained(base / "unet")
         text = CLIPTextConfig.from_pretrained(base / "text_encoder")

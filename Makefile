@@ -1,0 +1,69 @@
+# `make` alone prints this list. Everything runs in .venv, which `make install` fills from the lock.
+.DEFAULT_GOAL := help
+.PHONY: help install lock quickstart test test-slow lint types format shards clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/quickstart
+IMAGES ?= 240
+STEPS ?= 300
+
+help:  ## print this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/installed  ## make .venv and install the locked versions
+
+$(VENV)/installed: requirements.lock setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(BIN)/uv pip install -q -p $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install -q -p $(BIN)/python --no-deps -e .
+	touch $@
+
+lock:  ## resolve the newest allowed versions into requirements.lock
+	$(BIN)/uv pip compile setup.cfg --extra eval --extra remote --extra dev --universal \
+	  --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade -q -o requirements.lock
+
+quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one picture (10 minutes, 2 cores)
+	$(BIN)/unigs synthetic --out $(RUN)/data --images $(IMAGES)
+	$(BIN)/unigs shards --coco $(RUN)/data/coco --openimages $(RUN)/data/openimages \
+	  --entityseg $(RUN)/data/entityseg --out $(RUN)/shards
+	test -e $(RUN)/base/model_index.json || $(BIN)/unigs base --preset tiny --out $(RUN)/base
+	$(BIN)/lightning fit --config configs/quickstart.yaml --trainer.max_steps $(STEPS)
+	$(BIN)/unigs export --checkpoint $(RUN)/checkpoints/last.ckpt --out $(RUN)/pipeline
+	$(BIN)/unigs sheet --pipeline $(RUN)/pipeline --shards '[$(RUN)/shards]' --resolution_px 64 \
+	  --per_task 2 --out $(RUN)/sheet.png
+	@echo
+	@echo "Done. What there is now:"
+	@echo "  $(RUN)/data       three data sets in the layouts of COCO, Open Images and EntitySeg"
+	@echo "  $(RUN)/shards     the same as WebDataset shards; check: unigs shards verify --out $(RUN)/shards"
+	@echo "  $(RUN)/pipeline   the trained model: UniGSPipeline.load('$(RUN)/pipeline')"
+	@echo "  $(RUN)/sheet.png  condition, image, colormap, decoded masks, truth for each task: look at it"
+	@echo "  curves            $(BIN)/tensorboard --logdir runs"
+	@echo "Next: your own data, 'make shards COCO=... OUT=...', then 'lightning fit --config configs/joint.yaml'."
+
+shards: install  ## your data -> shards: make shards COCO=... OPENIMAGES=... ENTITYSEG=... OUT=...
+	@test -n "$(OUT)" || { echo "usage: make shards [COCO=dir] [OPENIMAGES=dir] [ENTITYSEG=dir] OUT=dir"; exit 2; }
+	$(BIN)/unigs shards $(if $(COCO),--coco "$(COCO)") $(if $(OPENIMAGES),--openimages "$(OPENIMAGES)") \
+	  $(if $(ENTITYSEG),--entityseg "$(ENTITYSEG)") --out "$(OUT)"
+
+test: install  ## the default suite, about two minutes on 2 cores
+	$(BIN)/python -m pytest -n 2
+
+test-slow: install  ## everything marked slow
+	$(BIN)/python -m pytest -m slow
+
+lint: install  ## formatter and linter, as CI runs them
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## type checker
+	$(BIN)/mypy
+
+format: install  ## format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove runs and caches; keeps .venv
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

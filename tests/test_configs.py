@@ -1,0 +1,56 @@
+"""Every file in configs/ opens with its two lines, parses, and instantiates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from unigs.fit import make_cli
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+OVERLAYS = {"inpainting", "synthesis", "referring", "entity"}
+
+
+def words_for(path: Path) -> list[str]:
+    base = path.parent / "joint.yaml"
+    files = [base, path] if path.stem in OVERLAYS else [path]
+    return ["fit", *(word for file in files for word in ("--config", str(file)))]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_config_opens_with_what_it_trains_and_on_what(path):
+    first, second = path.read_text().splitlines()[:2]
+    assert first.startswith("# ")
+    assert second.startswith("# ")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_config_parses_and_instantiates(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cpu = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.devices=1"]
+    cli = make_cli([*words_for(path), *cpu], run=False)
+    assert cli.trainer.max_epochs or cli.trainer.max_steps > 0
+    assert not cli.trainer._accelerator_connector.use_distributed_sampler
+
+
+@pytest.mark.parametrize("task", sorted(OVERLAYS))
+def test_an_overlay_trains_its_task_alone(task, monkeypatch, tmp_path):
+    path = next(p for p in CONFIGS if p.stem == task)
+    monkeypatch.chdir(tmp_path)
+    cli = make_cli([*words_for(path), "--trainer.precision=32-true"], run=False)
+    assert cli.datamodule.task_ratios == {task: 1.0}
+    assert cli.trainer.max_epochs == 48
+    assert cli.model.hparams.base.startswith("stable-diffusion-v1-5/")
+
+
+def test_joint_is_the_papers_recipe():
+    joint = yaml.safe_load((CONFIGS[0].parent / "joint.yaml").read_text())
+    data = joint["data"]["init_args"]
+    assert data["task_ratios"] == {
+        "inpainting": 0.3, "synthesis": 0.3, "referring": 0.2, "entity": 0.2,
+    }  # fmt: skip
+    assert data["tasks"]["resolution_px"] == 512
+    assert joint["trainer"]["max_epochs"] == 96
+    assert set(data["source_weights"]["entity"]) == {"coco-panoptic", "entityseg"}

@@ -1,0 +1,244 @@
+"""Widening, encoders and objective."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
+
+from unigs.data import stack_samples
+from unigs.diffusion.base import PRESETS, load_components, make_base
+from unigs.diffusion.denoiser import denoise, join_inputs, widen_unet
+from unigs.diffusion.encoders import (
+    Latents,
+    context_pixels,
+    encode_batch,
+    shrink_mask,
+    to_signed,
+    to_uint8,
+)
+from unigs.diffusion.objective import (
+    branch_losses,
+    draw_noise,
+    draw_timesteps,
+    given_streams,
+    known_share,
+    regression_target,
+    snr_weights,
+)
+from unigs.records import TASKS, UnigsError
+from unigs.tasks import RECIPES, TaskOptions
+
+
+def make_unet(channels: int) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    config = {
+        **PRESETS["tiny"]["unet"],
+        "block_out_channels": (16, 16, 32),
+        "in_channels": channels,
+    }
+    return UNet2DConditionModel(**config).eval()
+
+
+@pytest.fixture(scope="module")
+def components(base):
+    return load_components(base)
+
+
+@pytest.fixture(scope="module")
+def batch(shards):
+    from unigs.data import UniGSData
+
+    data = UniGSData([shards], TaskOptions(64), num_workers=0)
+    dataset = data.make_dataset("train", augment=True, ratios=data.task_ratios)
+    return stack_samples([dataset[i].sample for i in range(10)])
+
+
+@pytest.mark.parametrize("channels", [4, 9])
+def test_with_no_colormap_the_widened_unet_is_the_original_bit_for_bit(channels):
+    unet = make_unet(channels)
+    wide = widen_unet(unet).eval()
+    image, mask, context = (
+        torch.randn(2, 4, 16, 16),
+        torch.rand(2, 1, 16, 16),
+        torch.randn(2, 4, 16, 16),
+    )
+    text, steps = torch.randn(2, 7, 64), torch.tensor([3, 700])
+    old = image if channels == 4 else torch.cat([image, mask, context], 1)
+    streams = torch.cat([image, torch.zeros_like(image)], 1)
+    for task in range(4):
+        latents = Latents(streams, mask, context, text, torch.full((2,), task))
+        with torch.no_grad():
+            new = denoise(wide, streams, steps, latents)
+            expected = unet(old, steps, encoder_hidden_states=text).sample
+        assert torch.equal(new[:, :4], expected)
+        assert not new[:, 4:].any()
+
+
+def test_channel_order_is_eq_8():
+    parts = [torch.full((1, n, 1, 1), v) for n, v in ((8, 1.0), (1, 2.0), (4, 3.0))]
+    assert join_inputs(*parts).flatten().tolist() == [1.0] * 8 + [2.0] + [3.0] * 4
+
+
+def test_parameter_counts_are_the_papers():
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**PRESETS["sd15"]["unet"])
+        wide = widen_unet(unet)
+    count = lambda model: sum(p.numel() for p in model.parameters())
+    assert count(unet) == 859_535_364
+    assert count(wide) - wide.class_embedding.weight.numel() == 859_558_408
+    assert wide.class_embedding.weight.shape == (4, 1280)
+
+
+def test_a_widened_unet_reloads_and_is_not_widened_twice(tmp_path):
+    wide = widen_unet(make_unet(9))
+    wide.save_pretrained(tmp_path)
+    again = UNet2DConditionModel.from_pretrained(tmp_path)
+    for name, weight in wide.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name])
+    assert widen_unet(again) is again
+
+
+def test_a_unet_of_other_channels_is_refused():
+    with pytest.raises(UnigsError, match="7 in"):
+        widen_unet(make_unet(7))
+
+
+def test_pixels_survive_the_signed_range():
+    pixels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(to_signed(pixels)), pixels)
+
+
+def test_a_cell_with_any_pixel_to_fill_is_to_be_filled():
+    mask = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    mask[0, 0, 5, 9] = True
+    small = shrink_mask(mask, (4, 4))
+    assert small.sum() == 1
+    assert small[0, 0, 1, 2] == 1
+
+
+def test_one_pass_of_the_vae_gives_what_separate_passes_give(components, batch):
+    """Encode-once equals encoding image, colormap and context each by themselves (Table 2)."""
+    from unigs.codec import encode_colormap
+
+    towers = components.towers
+    passes = []
+    original = type(towers).encode_pixels
+    try:
+        type(towers).encode_pixels = lambda self, x: passes.append(len(x)) or original(self, x)
+        latents = encode_batch(towers, batch)
+    finally:
+        type(towers).encode_pixels = original
+    own = sum(RECIPES[TASKS[t]].given is None for t in batch.task.tolist())
+    assert passes == [2 * len(batch) + own]
+
+    colormap = encode_colormap(batch.labels)
+    for i, row in enumerate(batch.task.tolist()):
+        known = context_pixels(
+            TASKS[row], batch.image[i : i + 1], colormap[i : i + 1], batch.coarse_mask[i : i + 1]
+        )
+        parts = (batch.image[i : i + 1], colormap[i : i + 1])
+        z_i, z_s = (towers.encode_pixels(part) for part in parts)
+        torch.testing.assert_close(latents.streams[i, :4], z_i[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(latents.streams[i, 4:], z_s[0], rtol=1e-4, atol=1e-4)
+        expected = towers.encode_pixels(known)[0]
+        torch.testing.assert_close(latents.context[i], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_masked_image_hides_every_pixel_to_fill(batch):
+    known = context_pixels("inpainting", batch.image, None, batch.coarse_mask)
+    hole = batch.coarse_mask.expand_as(known)
+    assert not known[hole].any()
+    assert torch.equal(known[~hole], to_signed(batch.image)[~hole])
+
+
+def test_noise_and_timestep_depend_on_seed_and_index_alone():
+    together = draw_noise(1, [3, 4, 5], (8, 2, 2), "noise")
+    alone = draw_noise(1, [4], (8, 2, 2), "noise")
+    assert torch.equal(together[1:2], alone)
+    assert not torch.equal(alone, draw_noise(2, [4], (8, 2, 2), "noise"))
+    assert not torch.equal(alone, draw_noise(1, [4], (8, 2, 2), "sampling"))
+    steps = draw_timesteps(0, range(4000), 1000)
+    assert steps.min() >= 0
+    assert steps.max() <= 999
+    assert abs(steps.float().mean() - 499.5) < 15
+    assert torch.equal(steps[7:9], draw_timesteps(0, [7, 8], 1000))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_a_perfect_prediction_lets_the_sampler_recover_the_truth(components, kind):
+    """Target and sampler agree: one exact DDIM step from any t gives the clean latents back."""
+    scheduler = components.scheduler
+    scheduler.register_to_config(prediction_type=kind)
+    clean, noise = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4)
+    for t in (999, 500, 20):
+        steps = torch.full((2,), t)
+        target = regression_target(scheduler, clean, noise, steps)
+        sampler = DDIMScheduler.from_config(scheduler.config, clip_sample=False)
+        sampler.set_timesteps(1000)
+        noisy = scheduler.add_noise(clean, noise, steps)
+        found = sampler.step(target, t, noisy).pred_original_sample
+        torch.testing.assert_close(found, clean, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weights_equal_the_published_rule(components, kind):
+    scheduler = components.scheduler
+    scheduler.register_to_config(prediction_type=kind)
+    steps = torch.tensor([0, 10, 300, 999])
+    snr = compute_snr(scheduler, steps)
+    capped = torch.minimum(snr, torch.tensor(5.0))
+    expected = {"epsilon": capped / snr, "v_prediction": capped / (snr + 1), "sample": capped}[kind]
+    torch.testing.assert_close(snr_weights(scheduler, steps, 5.0), expected)
+
+
+def test_losses_are_the_mean_squared_errors_of_the_streams():
+    prediction, target = torch.randn(3, 8, 4, 4), torch.randn(3, 8, 4, 4)
+    known = torch.ones(3, 1, 4, 4)
+    image, colormap = branch_losses(prediction, target, known)
+    mse = torch.nn.functional.mse_loss
+    torch.testing.assert_close((image.mean() + colormap.mean()) / 2, mse(prediction, target))
+    changed = prediction.clone()
+    changed[:, :4] += 1
+    assert torch.equal(branch_losses(changed, target, known)[1], colormap)
+
+
+def test_unknown_cells_of_the_colormap_carry_no_loss():
+    prediction, target = torch.zeros(1, 8, 4, 4), torch.zeros(1, 8, 4, 4)
+    prediction[:, 4:, :2] = 5
+    ignored = torch.zeros(1, 16, 16, dtype=torch.bool)
+    ignored[:, :8] = True
+    image, colormap = branch_losses(prediction, target, known_share(ignored, (4, 4)))
+    assert image == 0
+    assert colormap == 0
+
+
+def test_given_streams_are_those_of_table_2():
+    given = given_streams(torch.arange(4))[:, :, 0, 0]
+    for row, task in enumerate(TASKS):
+        assert given[row, :4].all() == (RECIPES[task].given == "image")
+        assert given[row, 4:].all() == (RECIPES[task].given == "colormap")
+
+
+def test_a_base_is_never_overwritten_and_a_wrong_one_is_named(tmp_path, base):
+    with pytest.raises(UnigsError, match=r"model_index\.json"):
+        make_base(base)
+    with pytest.raises(UnigsError, match="unigs base"):
+        load_components(str(tmp_path))
+    with pytest.raises(UnigsError, match="no/such-model"):
+        load_components("no/such-model")
+
+
+def test_frozen_towers_stay_frozen_and_in_evaluation_mode(components):
+    towers = components.towers.train()
+    assert not towers.training
+    assert not towers.vae.training
+    assert not any(p.requires_grad for p in towers.parameters())
+
+
+def test_prompts_of_any_words_become_embeddings(components):
+    text = components.towers.encode_text(["referring: find star.", "", "ein Gebäude: 日本"])
+    assert text.shape[0] == 3
+    assert text.isfinite().all()
+    assert not torch.equal(text[0], text[1])

@@ -1,0 +1,150 @@
+"""One call for four tasks: sizes, conditions, solvers, round trips and errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import StableDiffusionInpaintPipeline, UNet2DConditionModel
+
+from unigs.pipeline import UniGSPipeline, fit_size, make_sampler, resize_labels, resize_pixels
+from unigs.records import TASKS, UnigsError
+
+FAST = {"steps": 2, "guidance": 1.0}
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    torch.manual_seed(0)
+    mask = torch.zeros(2, 1, 48, 70, dtype=torch.bool)
+    mask[:, :, 10:30, 20:50] = True
+    labels = torch.zeros(2, 48, 70, dtype=torch.int32)
+    labels[:, 5:20, 5:40], labels[:, 25:40, 30:60] = 1, 2
+    return {
+        "image": torch.randint(0, 256, (2, 3, 48, 70), dtype=torch.uint8),
+        "coarse_mask": mask,
+        "labels": labels,
+    }
+
+
+def conditions(task: str, inputs: dict) -> dict:
+    needs = {
+        "inpainting": ("image", "coarse_mask"),
+        "synthesis": ("labels",),
+        "referring": ("image", "coarse_mask"),
+        "entity": ("image",),
+    }[task]
+    prompt = {} if task == "entity" else {"prompt": f"{task}: find star."}
+    return {**{name: inputs[name] for name in needs}, **prompt}
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("given_stream", ["denoise", "clamp"])
+def test_every_task_answers_at_the_size_of_its_input(pipeline, inputs, task, given_stream):
+    out = pipeline(task, **conditions(task, inputs), given_stream=given_stream, **FAST)
+    assert out.image.shape == out.colormap.shape == (2, 3, 48, 70)
+    assert out.labels.shape == (2, 48, 70)
+    for labels, scores in zip(out.labels, out.scores, strict=True):
+        assert labels.max() <= len(scores)
+        assert all(0 <= score <= 1 for score in scores)
+    if task == "entity":
+        assert (out.labels > 0).all()
+
+
+def test_known_pixels_are_kept(pipeline, inputs):
+    out = pipeline("inpainting", **conditions("inpainting", inputs), **FAST)
+    keep = ~inputs["coarse_mask"].expand(2, 3, 48, 70)
+    assert torch.equal(out.image[keep], inputs["image"][keep])
+    assert not torch.equal(out.image, inputs["image"])
+    for task in ("referring", "entity"):
+        out = pipeline(task, **conditions(task, inputs), **FAST)
+        assert torch.equal(out.image, inputs["image"])
+
+
+def test_clamping_returns_the_known_stream(pipeline, inputs):
+    """The clamped colormap of a synthesis is the given one, through the VAE."""
+    from unigs.codec import encode_colormap
+
+    labels = torch.zeros(1, 64, 64, dtype=torch.int32)
+    labels[:, 8:40, 8:50] = 1
+    out = pipeline("synthesis", labels=labels, prompt="x", given_stream="clamp", **FAST)
+    painted = encode_colormap(labels, cells=5)
+    expected = pipeline.towers.decode_latents(pipeline.towers.encode_pixels(painted))
+    torch.testing.assert_close(out.colormap, expected, rtol=0, atol=1)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "unipc"])
+def test_noise_belongs_to_seed_and_index_not_to_the_batch(pipeline, inputs, solver):
+    both = pipeline("entity", image=inputs["image"], indices=[5, 9], solver=solver, **FAST)
+    alone = pipeline("entity", image=inputs["image"][1:], indices=[9], solver=solver, **FAST)
+    close = (both.colormap[1].int() - alone.colormap[0].int()).abs() <= 1
+    assert close.float().mean() > 0.99
+    other = pipeline("entity", image=inputs["image"][1:], indices=[10], solver=solver, **FAST)
+    assert not torch.equal(other.colormap, alone.colormap)
+
+
+def test_guidance_of_one_is_no_guidance(pipeline, inputs):
+    with_words = conditions("synthesis", inputs)
+    plain = pipeline("synthesis", **with_words, **FAST)
+    one = pipeline("synthesis", **with_words, steps=2, guidance=1.0, colormap_guidance=1.0)
+    strong = pipeline("synthesis", **with_words, steps=2, guidance=6.0)
+    assert torch.equal(plain.image, one.image)
+    assert not torch.equal(plain.image, strong.image)
+
+
+def test_export_and_reload_give_the_same_output(pipeline, inputs, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    again = UniGSPipeline.load(str(tmp_path))
+    first = pipeline("entity", image=inputs["image"], **FAST)
+    second = again("entity", image=inputs["image"], **FAST)
+    assert torch.equal(first.colormap, second.colormap)
+    assert again.config.palette_cells == 5
+    assert not list(tmp_path.rglob("*.bin"))
+    UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet")  # loads without our code
+
+
+def test_samplers_start_at_the_last_training_step(pipeline):
+    for solver in ("ddim", "unipc"):
+        sampler = make_sampler(pipeline.scheduler, solver)
+        sampler.set_timesteps(5)
+        assert int(sampler.timesteps[0]) == 999
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution", "expected"),
+    [((48, 70), None, (48, 64)), ((480, 640), 512, (512, 688)), ((3, 500), None, (16, 496))],
+)
+def test_the_model_runs_near_the_asked_size_with_the_aspect_kept(size, resolution, expected):
+    assert fit_size(*size, resolution, 16) == expected
+
+
+def test_resizing_to_the_same_size_changes_nothing(inputs):
+    assert torch.equal(resize_pixels(inputs["image"], (48, 70)), inputs["image"])
+    assert torch.equal(resize_labels(inputs["labels"], (48, 70)), inputs["labels"])
+    bigger = resize_labels(inputs["labels"], (96, 140))
+    assert torch.equal(resize_labels(bigger, (48, 70)), inputs["labels"])
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "words"),
+    [
+        ("dance", {}, "task of"),
+        ("entity", {"image": None}, "expected image"),
+        ("synthesis", {"labels": None, "prompt": "x"}, "expected labels"),
+        ("inpainting", {"coarse_mask": None, "prompt": "x"}, "coarse_mask"),
+        ("referring", {"prompt": None}, "expected a prompt"),
+        ("entity", {"image": torch.zeros(2, 3, 8, 8)}, "uint8"),
+        ("entity", {"steps": 7, "solver": "ddim"}, "divide 1000"),
+    ],
+)
+def test_bad_calls_are_refused_in_words(pipeline, inputs, task, changes, words):
+    call = {**inputs, **FAST, **changes}
+    with pytest.raises(UnigsError, match=words):
+        pipeline(task, **call)
+
+
+def test_a_folder_without_a_pipeline_and_a_stock_pipeline_are_refused(tmp_path, base):
+    with pytest.raises(UnigsError, match="unigs export"):
+        UniGSPipeline.load(str(tmp_path))
+    stock = StableDiffusionInpaintPipeline.from_pretrained(base, safety_checker=None)
+    with pytest.raises(UnigsError, match="joint UNet"):
+        UniGSPipeline(stock.vae, stock.text_encoder, stock.tokenizer, stock.unet, stock.scheduler)

@@ -1,0 +1,210 @@
+"""The module learns, resumes, and keeps what it must out of checkpoints."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from unigs.callbacks import EMA, Preemption, SampledValidation, Throughput, read_ema
+from unigs.data import UniGSData, stack_samples
+from unigs.export import export_pipeline, load_checkpoint
+from unigs.pipeline import UniGSPipeline
+from unigs.records import TASKS, UnigsError
+from unigs.tasks import TaskOptions
+from unigs.training import UniGS
+
+
+def make_data(shards, **changes) -> UniGSData:
+    options = {
+        "tasks": TaskOptions(64, palette_cells=7),
+        "global_batch_size": 4,
+        "steps_per_epoch": 3,
+        "num_workers": 0,
+        "val_samples_per_task": 1,
+        "val_batch_size": 1,
+    }
+    return UniGSData([shards], **{**options, **changes})
+
+
+def make_model(base, **changes) -> UniGS:
+    options = {"learning_rate": 1e-3, "warmup_steps": 1, "palette_cells": 7}
+    return UniGS(base, **{**options, **changes})
+
+
+def make_trainer(folder, **changes) -> L.Trainer:
+    options = {
+        "default_root_dir": folder,
+        "max_steps": 4,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+    }
+    return L.Trainer(**{**options, **changes})
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "epsilon",
+        pytest.param("v_prediction", marks=pytest.mark.slow),
+        pytest.param("sample", marks=pytest.mark.slow),
+    ],
+)
+def test_the_model_overfits_four_samples(base, shards, kind):
+    dataset = make_data(shards).make_dataset("train", True, dict.fromkeys(TASKS, 1.0))
+    batch = stack_samples([dataset[i].sample for i in range(4)])
+    model = make_model(base, prediction_type=kind)
+    model.configure_model()
+    optimizer = torch.optim.AdamW(model.unet.parameters(), lr=4e-3)
+    losses = []
+    for _ in range(40):
+        loss = sum(branch.mean() for branch in model.losses(batch))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_both_branches_and_the_task_embedding_learn(base, shards):
+    dataset = make_data(shards).make_dataset("train", True, dict.fromkeys(TASKS, 1.0))
+    model = make_model(base)
+    model.configure_model()
+    torch.nn.init.normal_(model.unet.conv_out.weight, std=0.1)  # zero rows pass no gradient back
+    image, colormap = model.losses(stack_samples([dataset[i].sample for i in range(4)]))
+    (image.mean() + colormap.mean()).backward()
+    assert model.unet.class_embedding.weight.grad.any(1).all()
+    for rows in (slice(0, 4), slice(4, 8)):
+        assert model.unet.conv_out.weight.grad[rows].any()
+
+
+def test_clamped_streams_carry_no_loss(base, shards):
+    dataset = make_data(shards).make_dataset("train", True, dict.fromkeys(TASKS, 1.0))
+    batch = stack_samples([dataset[i].sample for i in range(4)])
+    model = make_model(base, given_stream="clamp")
+    model.configure_model()
+    image, colormap = model.losses(batch)
+    for row, task in enumerate(TASKS):
+        mine = batch.task == row
+        assert (image[mine] == 0).all() == (task in ("referring", "entity"))
+        assert (colormap[mine] == 0).all() == (task == "synthesis")
+
+
+@pytest.fixture(scope="module")
+def fitted(base, shards, tmp_path_factory):
+    """Four steps with every callback, and the checkpoint of step 2."""
+    folder = tmp_path_factory.mktemp("fit")
+    saver = ModelCheckpoint(folder, save_top_k=-1, every_n_train_steps=2, filename="{step}")
+    trainer = make_trainer(
+        folder,
+        callbacks=[EMA(0.9), saver, Throughput(1), SampledValidation(steps=1, pictures=1)],
+        limit_val_batches=4,
+    )
+    model = make_model(base)
+    trainer.fit(model, make_data(shards))
+    return folder, trainer, model
+
+
+def test_checkpoints_hold_the_unet_and_nothing_frozen(fitted):
+    checkpoint = torch.load(fitted[0] / "step=4.ckpt", weights_only=True)
+    names = set(checkpoint["state_dict"])
+    assert names == {f"unet.{name}" for name in fitted[2].unet.state_dict()}
+    assert set(read_ema(checkpoint)) == {name for name, _ in fitted[2].unet.named_parameters()}
+
+
+def test_validation_logs_every_task_and_speed_is_logged(fitted):
+    logged = fitted[1].logged_metrics
+    for task in TASKS:
+        assert 0 <= logged[f"val/{task}/miou"] <= 1
+        assert 0 <= logged[f"val/{task}/recall"] <= 1
+    assert logged["perf/samples_per_s"] > 0
+    assert 0 <= logged["perf/data_wait"] <= 1
+
+
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(fitted, base, shards, tmp_path):
+    """Cut at step 2, in the middle of an epoch of 3; also the average is the same."""
+    model = make_model(base)
+    ema = EMA(0.9)
+    trainer = make_trainer(tmp_path, callbacks=[ema, ModelCheckpoint(tmp_path, save_last=True)])
+    trainer.fit(model, make_data(shards), ckpt_path=fitted[0] / "step=2.ckpt")
+    assert trainer.global_step == 4
+    for name, weight in fitted[2].unet.state_dict().items():
+        assert torch.equal(weight, model.unet.state_dict()[name]), name
+    whole = read_ema(torch.load(fitted[0] / "step=4.ckpt", weights_only=True))
+    for name, weight in ema.state_dict()["weights"].items():
+        assert torch.equal(weight, whole[name]), name
+
+
+def test_export_writes_the_average_and_replaces_only_pipelines(fitted, tmp_path):
+    checkpoint = str(fitted[0] / "step=4.ckpt")
+    out = tmp_path / "pipeline"
+    export_pipeline(checkpoint, str(out))
+    export_pipeline(checkpoint, str(out))  # again: replaced
+    unet = UniGSPipeline.load(str(out)).unet
+    averaged = read_ema(torch.load(checkpoint, weights_only=True))
+    for name, weight in unet.named_parameters():
+        assert torch.equal(weight, averaged[name])
+    live = load_checkpoint(checkpoint, ema=False).unet.state_dict()
+    assert any(not torch.equal(live[name], averaged[name]) for name in averaged)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UnigsError, match="other files"):
+        export_pipeline(checkpoint, str(tmp_path / "mine"))
+    with pytest.raises(UnigsError, match="nowhere"):
+        export_pipeline("nowhere.ckpt", str(out))
+
+
+def test_a_checkpoint_of_another_shape_is_refused_by_name(fitted, base):
+    checkpoint = torch.load(fitted[0] / "step=4.ckpt", weights_only=True)
+    checkpoint["state_dict"]["unet.conv_in.weight"] = torch.zeros(16, 9, 3, 3)
+    with pytest.raises(UnigsError, match=r"unet\.conv_in\.weight"):
+        make_model(base).on_load_checkpoint(checkpoint)
+
+
+def test_ema_follows_the_average_of_the_weights(base, shards, tmp_path):
+    """Against the recurrence: a = d a + (1 - d) w with d = min(decay, (1 + n) / (10 + n))."""
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args) -> None:
+            seen.append(pl_module.unet.conv_in.weight.detach().clone())
+
+    model, ema = make_model(base), EMA(0.5)
+    model.configure_model()
+    expected = model.unet.conv_in.weight.detach().clone()
+    make_trainer(tmp_path, callbacks=[Watch(), ema]).fit(model, make_data(shards))
+    for n, weight in enumerate(seen):
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(ema.state_dict()["weights"]["conv_in.weight"], expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_a_checkpoint_that_resumes_exactly(fitted, base, shards, tmp_path, number):
+    class Strike(Callback):
+        def on_train_batch_start(self, trainer, *args) -> None:
+            if trainer.global_step == 1:
+                assert threading.current_thread() is threading.main_thread()
+                os.kill(os.getpid(), number)
+
+    saver = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1000)
+    guard = Preemption()
+    trainer = make_trainer(tmp_path, callbacks=[Strike(), EMA(0.9), guard, saver])
+    trainer.fit(make_model(base), make_data(shards))
+    assert guard.preempted
+    assert trainer.global_step == 2
+    model = make_model(base)
+    again = make_trainer(tmp_path, callbacks=[EMA(0.9)])
+    again.fit(model, make_data(shards), ckpt_path=tmp_path / "last.ckpt")
+    assert again.global_step == 4
+    for name, weight in fitted[2].unet.state_dict().items():
+        assert torch.equal(weight, model.unet.state_dict()[name]), name

@@ -1,0 +1,320 @@
+"""Results of one or more models -> Markdown and one HTML file, beside the paper's numbers.
+
+In: folders with a ``results.json`` and the pictures it picks. Out: ``report.md``, and
+``report.html``, which holds everything it shows and opens from disk. An empty cell was not
+measured; what to pass for it is said below the tables.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unigs.records import UnigsError
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A figure of a group of pictures: title, ``results["figures"][task][group][figure]``."""
+
+    title: str
+    figure: str
+    group: str = "all"
+    digits: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One of the paper's tables; rows are its own numbers, None where it gives none."""
+
+    title: str
+    task: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, tuple[float | None, ...]], ...]
+
+
+MASKS = (
+    Column("mIoU", "miou"),
+    Column("recall", "recall"),
+)
+PAPER = (
+    Table(
+        "Table 3: inpainting",
+        "inpainting",
+        (
+            Column("FID, single", "fid", "single", 2),
+            Column("CLIP, single", "clip_score", "single", 2),
+            Column("FID, multiple", "fid", "multiple", 2),
+            Column("CLIP, multiple", "clip_score", "multiple", 2),
+            Column("FID, all", "fid", "all", 2),
+            Column("CLIP, all", "clip_score", "all", 2),
+        ),
+        (
+            ("SD 1.5 inpainting", (4.95, 88.86, 7.82, 83.80)),
+            ("UniGS from SD 1.4", (4.39, 88.92, 6.19, 84.43)),
+            ("UniGS from SD 1.5 inpainting", (3.78, 90.22, 5.89, 85.87)),
+        ),
+    ),
+    Table(
+        "Table 4: synthesis",
+        "synthesis",
+        (
+            Column("FID, single", "fid", "single", 2),
+            Column("CLIP, single", "clip_score", "single", 2),
+            Column("mIoU, single", "synthesis_miou", "single"),
+            Column("FID, multiple", "fid", "multiple", 2),
+            Column("CLIP, multiple", "clip_score", "multiple", 2),
+            Column("mIoU, multiple", "synthesis_miou", "multiple"),
+            Column("FID, all", "fid", "all", 2),
+            Column("CLIP, all", "clip_score", "all", 2),
+            Column("mIoU, all", "synthesis_miou"),
+        ),
+        (
+            ("SD", (36.502, 54.708, 0.196, 34.770, 56.511, 0.191)),
+            ("ControlNet", (35.111, 55.230, 0.277, 30.108, 58.709, 0.326)),
+            ("T2I-Adapter", (34.434, 59.024, 0.306, 24.898, 62.910, 0.379)),
+            ("UniGS", (15.272, 65.015, 0.781, 14.271, 69.504, 0.777)),
+        ),
+    ),
+    Table(
+        "Table 5: referring",
+        "referring",
+        (
+            *MASKS,
+            Column("recall .50:.95", "recall_50_95"),
+            Column("cIoU", "ciou"),
+            Column("gIoU", "giou"),
+        ),
+        (("Mask2Former Swin-L", (0.815, 0.887)), ("UniGS", (0.808, 0.872))),
+    ),
+    Table(
+        "Table 6: entity segmentation",
+        "entity",
+        (
+            *MASKS,
+            Column("AP^e", "ap"),
+            Column("AP50", "ap50"),
+            Column("AP75", "ap75"),
+            Column("AP small", "ap_small"),
+            Column("AP medium", "ap_medium"),
+            Column("AP large", "ap_large"),
+            Column("PQ", "pq"),
+            Column("SQ", "sq"),
+            Column("RQ", "rq"),
+            Column("boundary IoU", "boundary_iou"),
+        ),
+        (
+            ("CondInst-Entity", (0.621, 0.685, 0.397)),
+            ("SAM ViT-H", (0.653, 0.714, 0.432)),
+            ("CropFormer", (0.664, 0.727, 0.449)),
+            ("UniGS", (0.631, 0.692, 0.407)),
+        ),
+    ),
+)
+NOTES = (
+    "Rows marked (paper) are the paper's, which names neither backbone nor scale of its CLIP score "
+    "and defines neither mIoU nor recall; compare our rows with each other first.",
+    "Oracles know the truth and lose what palette, decoder and VAE lose; floors know nothing. "
+    "A model is read between the two.",
+)
+STYLE = """
+body{font:15px/1.45 system-ui,sans-serif;color:#222}
+body{margin:2rem auto;max-width:1100px;padding:0 1rem}
+table{border-collapse:collapse;margin:.5rem 0 1.5rem;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}
+th:first-child,td:first-child{text-align:left}
+tr.paper{color:#777} tr.ours{font-weight:600}
+.wide{overflow-x:auto} figure{margin:0 0 1rem} figcaption{color:#555;font-size:13px}
+figure img{max-width:100%;height:auto;image-rendering:pixelated} svg{max-width:100%;height:auto}
+"""
+INK = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """``results.json`` of one model.
+
+    Raises:
+        UnigsError: none there, or damaged.
+    """
+    try:
+        return json.loads((folder / "results.json").read_text()) | {"folder": folder}
+    except (OSError, ValueError) as error:
+        raise UnigsError(f"expected results.json; got {error!r}; in {folder}") from error
+
+
+def write_report(out: Path, folders: Sequence[Path]) -> str:
+    """Write ``report.md`` and ``report.html`` over the results of some models.
+
+    Args:
+        out: folder of the report.
+        folders: one per model.
+
+    Returns:
+        The Markdown.
+
+    Raises:
+        UnigsError: results missing, or of different inputs.
+    """
+    models = [read_results(folder) for folder in folders]
+    inputs = {model["inputs"] for model in models}
+    if len(inputs) != 1:
+        told = ", ".join(f"{m['model']}: {m['inputs'][:12]}" for m in models)
+        raise UnigsError(f"expected results of the same inputs; got {told}; in {out}")
+    text = render_markdown(models)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.md").write_text(text)
+    (out / "report.html").write_text(render_html(models))
+    return text
+
+
+def fill_table(table: Table, models: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[str]]]:
+    """Lines of a table: ``paper`` or ``ours``, name, cells."""
+    lines = []
+    for name, values in table.rows:
+        padded = [*values, *[None] * (len(table.columns) - len(values))]
+        cells = [_tell(value, column) for value, column in zip(padded, table.columns)]
+        lines.append(("paper", f"{name} (paper)", cells))
+    for model in models:
+        figures = model["figures"].get(table.task)
+        if figures:
+            cells = [_tell(figures.get(c.group, {}).get(c.figure), c) for c in table.columns]
+            lines.append(("ours", model["model"], cells))
+    return lines
+
+
+def list_facts(models: Sequence[dict[str, Any]]) -> list[str]:
+    """What a reader must know besides the numbers."""
+    facts = [*NOTES]
+    for model in models:
+        counts = {task: int(groups["all"]["pictures"]) for task, groups in model["figures"].items()}
+        speeds = {
+            task: f"{groups['all']['seconds_per_picture']:.3g}"
+            for task, groups in model["figures"].items()
+            if groups["all"].get("seconds_per_picture") is not None
+        }
+        facts.append(f"{model['model']}: pictures {counts}; seconds per picture {speeds}.")
+        if model["replaced"]:
+            facts.append(f"{model['model']}: samples replaced by others: {model['replaced']}.")
+    judges = {name: by for model in models for name, by in model["judges"].items() if by}
+    facts += [f"{name} measured with {by}." for name, by in judges.items()]
+    missing = {name: hint for model in models for name, hint in model["missing"].items()}
+    facts += [f"{name} was not measured; pass {hint}." for name, hint in missing.items()]
+    return facts
+
+
+def render_markdown(models: Sequence[dict[str, Any]]) -> str:
+    """All tables in which a model has a row, and the facts."""
+    parts = ["# UniGS evaluation", f"Inputs `{models[0]['inputs'][:16]}`."]
+    for table in _tables_of(models):
+        titles = ["model", *(column.title for column in table.columns)]
+        rows = [titles, ["---", *["---:"] * len(table.columns)]]
+        for kind, name, cells in fill_table(table, models):
+            rows.append([f"**{name}**" if kind == "ours" else name, *cells])
+        lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        parts.append(f"## {table.title}\n\n{lines}")
+    parts.append("\n".join(f"- {fact}" for fact in list_facts(models)))
+    return "\n\n".join(parts) + "\n"
+
+
+def render_html(models: Sequence[dict[str, Any]]) -> str:
+    """One page: tables, curves, pictures; nothing outside of it is needed."""
+    parts = [f"<h1>UniGS evaluation</h1><p>Inputs <code>{models[0]['inputs'][:16]}</code>.</p>"]
+    for table in _tables_of(models):
+        parts.append(f"<h2>{html.escape(table.title)}</h2>")
+        titles = "".join(f"<th>{html.escape(column.title)}</th>" for column in table.columns)
+        lines = "".join(
+            f'<tr class="{kind}"><td>{html.escape(name)}</td>'
+            + "".join(f"<td>{cell}</td>" for cell in cells)
+            + "</tr>"
+            for kind, name, cells in fill_table(table, models)
+        )
+        parts.append(
+            f'<div class="wide"><table><tr><th>model</th>{titles}</tr>{lines}</table></div>'
+        )
+        parts.append(_render_curves(table.task, models))
+        parts += [_render_pictures(table.task, model) for model in models]
+    facts = "".join(f"<li>{html.escape(fact)}</li>" for fact in list_facts(models))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>UniGS evaluation</title><style>{STYLE}</style></head><body>"
+        + "".join(parts)
+        + f"<h2>Notes</h2><ul>{facts}</ul></body></html>\n"
+    )
+
+
+def draw_svg(title: str, x: tuple[float, float], curves: dict[str, list[float]]) -> str:
+    """Curves over an even x axis as inline SVG.
+
+    Args:
+        title: above the plot.
+        x: first and last value of the axis.
+        curves: by name, values at even places.
+    """
+    width, height, edge = 460, 240, 40
+    top = max([1.0, *(value for curve in curves.values() for value in curve)])
+    lines = []
+    for place, (name, curve) in enumerate(curves.items()):
+        ink = INK[place % len(INK)]
+        step = (width - 2 * edge) / max(1, len(curve) - 1)
+        points = " ".join(
+            f"{edge + i * step:.1f},{height - edge - v / top * (height - 2 * edge):.1f}"
+            for i, v in enumerate(curve)
+        )
+        lines.append(f'<polyline fill="none" stroke="{ink}" stroke-width="2" points="{points}"/>')
+        lines.append(
+            f'<text x="{width - edge + 6}" y="{edge + 16 * place}" fill="{ink}" font-size="12">'
+            f"{html.escape(name)}</text>"
+        )
+    axis = (
+        f'<path d="M{edge} {edge}V{height - edge}H{width - edge}" fill="none" stroke="#999"/>'
+        f'<text x="{edge}" y="{height - edge + 16}" font-size="12">{x[0]:g}</text>'
+        f'<text x="{width - edge}" y="{height - edge + 16}" font-size="12" text-anchor="end">'
+        f"{x[1]:g}</text>"
+        f'<text x="{edge - 6}" y="{edge + 4}" font-size="12" text-anchor="end">{top:.3g}</text>'
+        f'<text x="{edge - 6}" y="{height - edge}" font-size="12" text-anchor="end">0</text>'
+        f'<text x="{edge}" y="20" font-size="13">{html.escape(title)}</text>'
+    )
+    full = width + 120
+    return (
+        f'<svg viewBox="0 0 {full} {height}" width="{full}" role="img">{axis}{"".join(lines)}</svg>'
+    )
+
+
+def _render_curves(task: str, models: Sequence[dict[str, Any]]) -> str:
+    mine = {m["model"]: m["curves"][task] for m in models if task in m["curves"]}
+    recall = {name: curves["recall"] for name, curves in mine.items() if curves["recall"]}
+    ratings = {name: curves["ratings"] for name, curves in mine.items()}
+    return draw_svg("recall over IoU threshold", (0.5, 0.95), recall) + draw_svg(
+        "score per picture, worst to best, in % of pictures", (0, 100), ratings
+    )
+
+
+def _render_pictures(task: str, model: dict[str, Any]) -> str:
+    picks = model["picks"].get(task, [])
+    if not picks:
+        return ""
+    figures = []
+    for pick in picks:
+        bytes_ = (model["folder"] / pick["picture"]).read_bytes()
+        caption = f"{pick['part']} {pick['rating']:.3f}: {pick['prompt']} ({pick['key']})"
+        figures.append(
+            f'<figure><img alt="{html.escape(caption)}" '
+            f'src="data:image/jpeg;base64,{base64.b64encode(bytes_).decode()}">'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        )
+    title = f"{model['model']}: condition, image, colormap, decoded masks, ground truth"
+    return f"<h3>{html.escape(title)}</h3>" + "".join(figures)
+
+
+def _tables_of(models: Sequence[dict[str, Any]]) -> list[Table]:
+    return [table for table in PAPER if any(table.task in model["figures"] for model in models)]
+
+
+def _tell(value: float | None, column: Column) -> str:
+    return "" if value is None else f"{value:.{column.digits}f}"
