@@ -51,7 +51,7 @@ class InpaintingBaseline:
         device = pipe.unet.device
         made = pipe(
             prompt=[english_list(list(dict.fromkeys(names))) for names in batch.names],
-            image=batch.image.to(device).float() / 127.5 - 1,
+            image=batch.image.to(device).float() / 255,
             mask_image=batch.coarse_mask.to(device).float(),
             height=height,
             width=width,

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from unigs.data import UniGSData, stack_samples
 from unigs.plan import Plan
-from unigs.records import Batch, Skips, UnigsError
+from unigs.records import Batch, UnigsError
 from unigs.streams import Made, StreamDataset
 
 VERSION = 1
@@ -96,7 +96,7 @@ def read_protocol(path: Path, header: dict[str, Any]) -> dict[int, str]:
 
 
 class InputLoader:
-    """Batches of one task each with what was skipped to get them; the same on every topology.
+    """Batches of one task each, and per sample the skips by reason until one could be used.
 
     Args:
         data: as for :func:`describe_inputs`.
@@ -147,8 +147,5 @@ def _keep(batches: list[list[int]], plan: Plan, tasks: Iterable[str]) -> list[li
     return [batch for batch in batches if plan.draw(batch[0]).task in wanted]
 
 
-def _collate(made: list[Made]) -> tuple[Batch, Skips]:
-    skips = Skips()
-    for one in made:
-        skips.update(one.skips)
-    return stack_samples([one.sample for one in made]), skips
+def _collate(made: list[Made]) -> tuple[Batch, list[dict[str, int]]]:
+    return stack_samples([one.sample for one in made]), [dict(one.skips.counts) for one in made]

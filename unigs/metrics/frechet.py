@@ -253,9 +253,14 @@ def recall_statistics(folder: Path, key: str, make: Callable[[], Statistics]) ->
         key: everything they depend on: which pictures, which network.
         make: computes them.
     """
-    path = folder / f"fid-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    path = locate_statistics(folder, key)
     if path.exists():
         return read_statistics(path)
     statistics = make()
     write_statistics(path, statistics)
     return statistics
+
+
+def locate_statistics(folder: Path, key: str) -> Path:
+    """Where :func:`recall_statistics` keeps them."""
+    return folder / f"fid-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"

@@ -42,13 +42,20 @@ class Segmenter:
     Args:
         model: ``Mask2FormerForUniversalSegmentation``.
         processor: its image processor.
+        name: where it came from, for tables.
         things: class ids from here on are stuff, of which a picture has one segment each.
         threshold: least class score of a segment.
     """
 
     def __init__(
-        self, model: nn.Module, processor: Any, things: int = 80, threshold: float = 0.5
+        self,
+        model: nn.Module,
+        processor: Any,
+        name: str,
+        things: int = 80,
+        threshold: float = 0.5,
     ) -> None:
+        self.name = name
         self.model = model.eval()
         self.processor = processor
         self.classes: dict[int, str] = model.config.id2label  # type: ignore[union-attr, assignment]
@@ -120,7 +127,7 @@ def load_segmenter(
             "expected --segmenter FOLDER with a Mask2Former in safetensors, or an id of the hub "
             f"(downloaded only when asked to); got {name}; {error}"
         ) from error
-    return Segmenter(model.to(device), processor)
+    return Segmenter(model.to(device), processor, Path(name).name)
 
 
 def _collect(segments: list[dict[str, Any]], field: str) -> list[Any]:

@@ -1,0 +1,184 @@
+"""A batch and its prediction -> what is kept of each picture (protocol -> judging -> results).
+
+In: ``Batch``, ``Prediction``. Out: per picture one JSON row of tallies (``metrics.tally``), from
+which every mask figure of any subset is recomputed exactly; features for FID; a strip of pictures
+to look at. Figures whose network was not given are left out and named in the results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from unigs.evaluation.predictors import name_task
+from unigs.evaluation.protocol import digest_item
+from unigs.metrics.average_precision import measure_detections
+from unigs.metrics.clip_score import Clip, score_pictures
+from unigs.metrics.frechet import extract_features
+from unigs.metrics.panoptic import PanopticEntityQuality
+from unigs.metrics.segmentation import EntityQuality, ReferringQuality
+from unigs.metrics.segmenter import Segmenter
+from unigs.pictures import blend_labels, colour_labels
+from unigs.records import Batch, Prediction, UnigsError
+from unigs.tasks import RECIPES, english_list
+
+TALLIES = {
+    "entities": EntityQuality,
+    "region": ReferringQuality,
+    "segments": PanopticEntityQuality,
+}
+SHEET_TITLES = ("condition", "image", "colormap", "decoded masks", "ground truth")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judges:
+    """The networks that judge pictures; None leaves their figures out.
+
+    Attributes:
+        inception: FID's feature extractor.
+        clip: the CLIP score's network.
+        segmenter: synthesis mIoU's Mask2Former.
+        inception_id: names the extractor in the key of cached statistics.
+    """
+
+    inception: nn.Module | None = None
+    clip: Clip | None = None
+    segmenter: Segmenter | None = None
+    inception_id: str = ""
+
+    def list_missing(self) -> dict[str, str]:
+        """Figures that cannot be computed, and what to pass for them."""
+        hints = {
+            "fid": (self.inception, "--inception_weights FILE"),
+            "clip_score": (self.clip, "--clip_weights FILE (or --clip_download TAG)"),
+            "synthesis_miou": (self.segmenter, "--segmenter FOLDER"),
+        }
+        return {figure: hint for figure, (judge, hint) in hints.items() if judge is None}
+
+
+def judge_batch(judges: Judges, batch: Batch, prediction: Prediction) -> list[dict[str, Any]]:
+    """One row per picture.
+
+    Args:
+        judges: networks at hand.
+        batch: inputs and truth of one task.
+        prediction: what the model made of them.
+
+    Raises:
+        UnigsError: a prediction of another size or number, labels without a score, NaN.
+    """
+    check_prediction(batch, prediction)
+    task = name_task(batch)
+    rows = []
+    for place in range(len(batch)):
+        maps = (
+            prediction.labels[place].cpu(),
+            batch.labels[place].cpu(),
+            batch.ignored[place].cpu(),
+        )
+        detections, truths = measure_detections(prediction.scores[place], *maps)
+        rows.append(
+            {
+                "index": int(batch.index[place]),
+                "task": task,
+                "key": batch.keys[place],
+                "prompt": batch.prompts[place],
+                "names": list(batch.names[place]),
+                "digest": digest_item(batch, place),
+                **{name: kind.measure(*maps).tolist() for name, kind in TALLIES.items()},
+                "detections": detections.tolist(),
+                "truths": truths.tolist(),
+            }
+        )
+    if RECIPES[task].given != "image":  # the picture was drawn, so it is judged
+        _judge_pictures(judges, batch, prediction, rows)
+    return rows
+
+
+def _judge_pictures(
+    judges: Judges, batch: Batch, prediction: Prediction, rows: list[dict[str, Any]]
+) -> None:
+    if judges.clip is not None:
+        texts = [english_list(list(dict.fromkeys(names))) or "a picture" for names in batch.names]
+        for row, score in zip(rows, score_pictures(judges.clip, prediction.image, texts)):
+            row["clip_score"] = float(score)
+    if judges.segmenter is not None and name_task(batch) == "synthesis":
+        found = judges.segmenter(prediction.image).labels
+        for place, row in enumerate(rows):
+            tally = EntityQuality.measure(found[place], batch.labels[place].cpu())
+            row["synthesis"] = tally.tolist()
+
+
+def take_features(
+    judges: Judges, batch: Batch, prediction: Prediction, real: bool
+) -> np.ndarray | None:
+    """FID features of made and, if asked for, real pictures.
+
+    Returns:
+        float32 [B, 1 or 2, F]; None where there is no FID.
+    """
+    if judges.inception is None or RECIPES[name_task(batch)].given == "image":
+        return None
+    device = next((p.device for p in judges.inception.parameters()), batch.image.device)
+    sides = [
+        extract_features(judges.inception, images.to(device)).cpu().numpy()
+        for images in ([prediction.image, batch.image] if real else [prediction.image])
+    ]
+    return np.stack(sides, 1).astype(np.float32)
+
+
+def check_prediction(batch: Batch, prediction: Prediction) -> None:
+    """Refuse a prediction that does not fit its batch.
+
+    Raises:
+        UnigsError: what was expected, what came, for which field.
+    """
+    wanted = {
+        "image": tuple(batch.image.shape),
+        "colormap": tuple(batch.image.shape),
+        "labels": tuple(batch.labels.shape),
+    }
+    for name, shape in wanted.items():
+        got = getattr(prediction, name)
+        if tuple(got.shape) != shape or got.is_floating_point():
+            raise UnigsError(
+                f"expected integers {shape} as {name}; got {got.dtype} {tuple(got.shape)}; "
+                f"in the prediction for {batch.keys[0]}"
+            )
+    if len(prediction.scores) != len(batch):
+        raise UnigsError(
+            f"expected {len(batch)} lists of scores; got {len(prediction.scores)}; "
+            f"in the prediction for {batch.keys[0]}"
+        )
+
+
+def sheet_row(batch: Batch, prediction: Prediction, place: int) -> tuple[str, list[np.ndarray]]:
+    """Caption and the five pictures of one sample: see ``SHEET_TITLES``."""
+    image, truth = batch.image[place].cpu().numpy(), batch.labels[place].cpu().numpy()
+    recipe = RECIPES[name_task(batch)]
+    condition = colour_labels(truth) if recipe.context == "colormap" else image.copy()
+    if recipe.local:  # what is to be filled is grey; what is only to be searched stays visible
+        hole = batch.coarse_mask[place, 0].cpu().numpy()
+        keep = 0.0 if recipe.context == "masked image" else 0.5
+        condition = np.where(hole, keep * condition + (1 - keep) * 128, condition).astype(np.uint8)
+    made, masks = prediction.image[place].cpu().numpy(), prediction.labels[place].cpu().numpy()
+    shown = [
+        condition,
+        made,
+        prediction.colormap[place].cpu().numpy(),
+        blend_labels(made, masks),
+        blend_labels(image, truth),
+    ]
+    return batch.prompts[place], shown
+
+
+def draw_strip(batch: Batch, prediction: Prediction, place: int, tile_px: int = 160) -> np.ndarray:
+    """The five pictures of one sample side by side, uint8 [tile_px, 5 tile_px, 3]."""
+    _, shown = sheet_row(batch, prediction, place)
+    pixels = torch.from_numpy(np.stack(shown)).float()
+    small = nn.functional.interpolate(pixels, (tile_px, tile_px), mode="area")
+    return np.concatenate(list(small.round().byte().permute(0, 2, 3, 1).numpy()), axis=1)
