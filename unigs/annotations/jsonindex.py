@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from unigs.records import UnigsError
 
 CHUNK_BYTES = 1 << 22
 MAX_ELEMENT_BYTES = 1 << 28
+LARGE_FILE_BYTES = 1 << 26
 _BLANKS = " \t\r\n"
 
 
@@ -38,8 +40,8 @@ class _Window:
     syntax; elements with such letters are parsed once more.
     """
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self.file, self.path = file, path
+    def __init__(self, file: BinaryIO, path: Path, bar: tqdm) -> None:
+        self.file, self.path, self.bar = file, path, bar
         self.text, self.at, self.base = "", 0, 0
         self.decoder = json.JSONDecoder()
 
@@ -47,6 +49,7 @@ class _Window:
         """Drop what is read, append as much again as is left; False at the end of the file."""
         more = self.file.read(max(CHUNK_BYTES, len(self.text) - self.at))
         self.text = self.text[self.at :] + more.decode("latin-1")
+        self.bar.update(len(more))
         self.base, self.at = self.base + self.at, 0
         return bool(more)
 
@@ -90,6 +93,19 @@ class _Window:
         )
 
 
+def reading_bar(path: Path) -> tqdm:
+    """A progress bar over the bytes of a large file; silent for a small one."""
+    size = path.stat().st_size
+    return tqdm(
+        desc=f"indexing {path.name}",
+        total=size,
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        disable=size < LARGE_FILE_BYTES,
+    )
+
+
 def iterate_elements(path: Path, sections: tuple[str, ...]) -> Iterator[Element]:
     """Elements of the named top-level arrays in the order of the file, one in memory at a time.
 
@@ -101,10 +117,10 @@ def iterate_elements(path: Path, sections: tuple[str, ...]) -> Iterator[Element]
         UnigsError: no such file, not a JSON object, cut short, or a wanted array is missing.
     """
     missing = set(sections)
-    with path.open("rb") as file:
+    with path.open("rb") as file, reading_bar(path) as bar:
         if file.read(3) != b"\xef\xbb\xbf":
             file.seek(0)
-        window = _Window(file, path)
+        window = _Window(file, path, bar)
         window.base = file.tell()
         window.expect("{")
         while window.peek() == '"':

@@ -24,7 +24,7 @@ from PIL import Image
 from unigs import images
 from unigs.annotations import base
 from unigs.annotations.base import Category, Region, Source, Tag
-from unigs.annotations.jsonindex import Spans
+from unigs.annotations.jsonindex import Spans, reading_bar
 from unigs.annotations.masks import BadMask
 from unigs.records import Annotated, Skips, UnigsError
 
@@ -33,6 +33,7 @@ COLUMNS = ("MaskPath", "ImageID", "LabelName", "BoxID")
 RELEASED_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 MASK_SHAPE_TOLERANCE = 0.02
 OPEN_ZIPS = 2
+ROWS_PER_UPDATE = 1 << 16
 
 
 @dataclass
@@ -128,7 +129,7 @@ def index_rows(path: Path) -> Index:
     places: dict[bytes, int] = {}
     owners, offsets, lengths = array("i"), array("q"), array("i")
     skips = Skips()
-    with path.open("rb") as file:
+    with path.open("rb") as file, reading_bar(path) as bar:
         columns = find_columns(file.readline(), path)
         at, needed, offset = columns["ImageID"], max(columns.values()), file.tell()
         for line in file:
@@ -137,6 +138,8 @@ def index_rows(path: Path) -> Index:
                 owners.append(places.setdefault(fields[at], len(places)))
                 offsets.append(offset)
                 lengths.append(len(line))
+                if len(offsets) % ROWS_PER_UPDATE == 0:
+                    bar.update(offset - bar.n)
             elif line.strip():
                 skips.add("row with too few columns", f"byte {offset} of {path}")
             offset += len(line)
