@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unigs.codec.dichotomy import (
+    Colours,
     Features,
     collect_colours,
     colour_features,
@@ -94,9 +95,13 @@ def decode_colormap(
             entity, image, colour = refine_colormap(batch, cells)
             if mode == "entity":
                 entity = fill_holes(entity, colour)
+            pixels = batch.transpose(0, 1).reshape(3, -1)
+            score, area = score_entities(pixels, None, entity.view(-1), colour)
         else:
-            entity, image, colour = _cluster(batch, decoder, delta, features, clusters)
-        score, area = score_entities(batch, entity, colour)
+            colours = collect_colours(batch)
+            leaf, image, colour = _cluster(colours, decoder, delta, features, clusters)
+            score, area = score_entities(colours.rgb.t(), colours.count, leaf, colour)
+            entity = leaf[colours.pixel]
     kept = area > 0
     if mode == "foreground":
         kept &= colour != 0
@@ -104,51 +109,59 @@ def decode_colormap(
 
 
 def _cluster(
-    batch: Tensor,
+    colours: Colours,
     decoder: str,
     delta: float,
     features: Features,
     clusters: int | Sequence[int] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's decoders: cluster of each pixel, image and nearest legal colour of each."""
-    colours = collect_colours(batch)
+    """The paper's decoders: cluster of each colour; image and nearest legal colour of each."""
     values = colour_features(colours.rgb, features)
     if decoder == "dichotomy":
-        leaf = dichotomise(values, colours.count, colours.image, delta)
+        leaf = dichotomise(colours, values, delta)
     else:
-        wanted = [clusters] * len(batch) if isinstance(clusters, int) else list(clusters or [])
+        images = int(colours.image[-1]) + 1
+        wanted = [clusters] * images if isinstance(clusters, int) else list(clusters or [])
         leaf = split_by_means(values, colours.count, colours.image, wanted)
     groups = int(leaf.max()) + 1
     image = torch.zeros(groups, dtype=torch.long, device=leaf.device)
     image.scatter_(0, leaf, colours.image)
-    size = sum_by(leaf, groups, colours.count)
-    total = sum_by(leaf, groups, colours.count[:, None] * colours.rgb.double())
-    return leaf[colours.pixel], image, nearest_legal(total / size[:, None])
+    total = sum_by(leaf, groups, colours.count * colours.rgb.t().double())
+    mean = total / sum_by(leaf, groups, colours.count)
+    return leaf, image, nearest_legal(mean[None])[0]
 
 
-def score_entities(batch: Tensor, entity: Tensor, colour: Tensor) -> tuple[Tensor, Tensor]:
+def score_entities(
+    rgb: Tensor, count: Tensor | None, entity: Tensor, colour: Tensor
+) -> tuple[Tensor, Tensor]:
     """Agreement of each entity's pixels with its colour, and its area.
 
     Args:
-        batch: uint8 [B, 3, H, W]. entity: int64 [B, H, W]. colour: int64 [E], legal colours.
+        rgb: uint8 [3, n], pixels or distinct colours. count: float64 [n] pixels; None is 1 each.
+        entity: int64 [n]. colour: int64 [E], legal colours.
 
     Returns:
         float64 [E] in 0..1, and int64 [E] pixels.
     """
-    groups, flat = len(colour), entity.view(-1)
-    pixels = batch.permute(1, 0, 2, 3).reshape(3, -1).float()
-    area = torch.bincount(flat, minlength=groups)
-    size = area.clamp(min=1)[:, None]
-    total = [torch.bincount(flat, weights=row.double(), minlength=groups) for row in pixels]
-    legal = legal_colours(batch.device).float()
-    mean = torch.stack(total, 1) / size
+    groups = len(colour)
+
+    def total(values: Tensor) -> Tensor:
+        values = values.double() if count is None else count * values
+        return torch.bincount(entity, weights=values, minlength=groups)
+
+    pixels = rgb.float().unbind()
+    area = torch.bincount(entity, weights=count, minlength=groups).long()
+    legal = legal_colours(rgb.device).float()
+    mean = torch.stack([total(row) for row in pixels], 1) / area.clamp(min=1)[:, None]
     apart = (mean[:, None] - legal.double()).square().sum(-1)  # [E, 125]
     runner_up = apart.scatter(1, colour[:, None], torch.inf).argmin(1)
     distances = []
     for number in (colour, runner_up):
-        way = pixels - legal[number].t()[:, flat]
-        distance = snap(way.square().sum(0).double().sqrt())
-        distances.append(torch.bincount(flat, weights=distance, minlength=groups))
+        square = torch.zeros_like(pixels[0])
+        for row, level in zip(pixels, legal[number].unbind(1)):
+            way = row - level.contiguous().take(entity)
+            square.addcmul_(way, way)  # whole numbers: exact
+        distances.append(total(snap(square.sqrt_().double())))
     own, other = distances
     return (1 - own / other.clamp(min=1e-9)).clamp(0, 1), area
 

@@ -257,7 +257,7 @@ def identify(
     image = image.scatter_(0, group, owner.reshape(-1))[1:]
     mean = torch.stack([total(channel) for channel in colour.unbind(1)], 1)
     mean = mean / (area[:, None] * UNIT)  # [R, 3]
-    legal = nearest_legal(mean)
+    legal = nearest_legal(mean.t()[None])[0]
     clear = area >= torch.where(state.sharp, CLEAR_SHARP_PX, CLEAR_PX)[image]
     placed = torch.ones_like(clear)
     if cells is not None:
@@ -290,7 +290,7 @@ def _fit_places(
     near = _is_near(moment / area[:, None], home)  # [R, 125]
     group = image * shades + legal
     groups = int(group.max()) + 1
-    together = sum_by(group, groups, moment) / sum_by(group, groups, area)[:, None]
+    together = (sum_by(group, groups, moment.t()) / sum_by(group, groups, area)).t()
     own = legal[:, None]
     placed = (near | _is_near(together, home)[group]).gather(1, own)[:, 0]
     certain = torch.zeros(groups - groups % shades + shades, dtype=torch.bool, device=legal.device)
