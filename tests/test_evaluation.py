@@ -6,14 +6,16 @@ import csv
 import json
 import math
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 from test_metrics_generation import TinyExtractor, save_tiny_mask2former
+from torch.utils.data import DataLoader
 
 from unigs.data import UniGSData
 from unigs.evaluation.baselines import keep_named, load_inpainting, load_mask2former, split_names
-from unigs.evaluation.judging import Judges
+from unigs.evaluation.judging import Judges, number_alike
 from unigs.evaluation.predictors import (
     EmptyFloor,
     Oracle,
@@ -224,6 +226,32 @@ def test_the_pipeline_is_asked_for_each_task_by_its_own_conditions(data, pipelin
         if task == "inpainting":
             keep = ~batch.coarse_mask.expand_as(batch.image)
             assert torch.equal(made.image[keep], batch.image[keep])
+
+
+def test_a_trainers_test_loop_can_call_it(data, tmp_path, pipeline):
+    class Module(L.LightningModule):
+        def test_step(self, batch, batch_idx):
+            pass
+
+        def on_test_end(self):
+            model = PipelinePredictor(pipeline, steps=1, guidance=1.0)
+            shared = {"rank": self.global_rank, "world_size": self.trainer.world_size}
+            barrier = self.trainer.strategy.barrier
+            self.results = evaluate(
+                model, data, tmp_path, samples_per_task=1, barrier=barrier, **shared
+            )
+
+    module = Module()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, **quiet)
+    trainer.test(module, DataLoader([0]), verbose=False)
+    assert sorted(module.results["figures"]) == sorted(TASKS)
+
+
+def test_pairs_show_under_one_number():
+    true = torch.tensor([[1, 1, 2, 2, 0]])
+    predicted = torch.tensor([[2, 2, 1, 1, 3]])
+    assert number_alike(predicted, true).tolist() == [[1, 1, 2, 2, 5]]
 
 
 class CountingExtractor(TinyExtractor):

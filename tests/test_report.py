@@ -9,6 +9,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from jsonargparse import auto_cli
 from PIL import Image
 
 from unigs.evaluation.run import evaluate_models
@@ -75,6 +76,15 @@ def test_curves_end_where_their_values_are():
     drawing = draw_svg("t", (0, 1), {"a": [0.0, 1.0], "b<": []})
     assert 'points="40.0,200.0 420.0,40.0"' in drawing
     assert "b&lt;" in drawing
+
+
+def test_the_signature_is_the_command_line(shards, tmp_path):
+    words = ["--models", '["floor-empty"]', "--shards", json.dumps([shards]), "--out"]
+    words += [str(tmp_path), "--samples_per_task=2", "--resolution_px=64", "--num_workers=0"]
+    auto_cli(evaluate_models, args=[*words, "--tasks", '["entity"]'], as_positional=False)
+    assert "**floor-empty**" in (tmp_path / "report.md").read_text()
+    with pytest.raises(UnigsError, match=r"model_index\.json"):
+        auto_cli(evaluate_models, args=[*words, '--models=["nowhere"]'], as_positional=False)
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium on PATH")

@@ -53,6 +53,7 @@ PAPER = (
             Column("CLIP, multiple", "clip_score", "multiple", 2),
             Column("FID, all", "fid", "all", 2),
             Column("CLIP, all", "clip_score", "all", 2),
+            Column("colormap mIoU", "miou"),
         ),
         (
             ("SD 1.5 inpainting", (4.95, 88.86, 7.82, 83.80)),
@@ -73,6 +74,7 @@ PAPER = (
             Column("FID, all", "fid", "all", 2),
             Column("CLIP, all", "clip_score", "all", 2),
             Column("mIoU, all", "synthesis_miou"),
+            Column("colormap mIoU", "miou"),
         ),
         (
             ("SD", (36.502, 54.708, 0.196, 34.770, 56.511, 0.191)),
@@ -130,7 +132,8 @@ th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}
 th:first-child,td:first-child{text-align:left}
 tr.paper{color:#777} tr.ours{font-weight:600}
 .wide{overflow-x:auto} figure{margin:0 0 1rem} figcaption{color:#555;font-size:13px}
-figure img{max-width:100%;height:auto;image-rendering:pixelated} svg{max-width:100%;height:auto}
+figure img{max-width:100%;height:auto;image-rendering:pixelated}
+.curves{display:flex;flex-wrap:wrap} svg{max-width:48%;height:auto}
 """
 INK = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
 
@@ -290,8 +293,11 @@ def _render_curves(task: str, models: Sequence[dict[str, Any]]) -> str:
     mine = {m["model"]: m["curves"][task] for m in models if task in m["curves"]}
     recall = {name: curves["recall"] for name, curves in mine.items() if curves["recall"]}
     ratings = {name: curves["ratings"] for name, curves in mine.items()}
-    return draw_svg("recall over IoU threshold", (0.5, 0.95), recall) + draw_svg(
-        "score per picture, worst to best, in % of pictures", (0, 100), ratings
+    return (
+        '<div class="curves">'
+        + draw_svg("recall over IoU threshold", (0.5, 0.95), recall)
+        + draw_svg("score per picture, worst to best, in % of pictures", (0, 100), ratings)
+        + "</div>"
     )
 
 

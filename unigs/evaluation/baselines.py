@@ -95,7 +95,7 @@ class Mask2FormerBaseline:
                 for i, mask in enumerate(batch.coarse_mask[:, 0].cpu())
             ]
             labels, scores = torch.stack([one[0] for one in chosen]), [one[1] for one in chosen]
-        return Prediction(batch.image, encode_colormap(labels, overflow="drop"), labels, scores)
+        return Prediction(batch.image, encode_colormap(labels), labels, scores)
 
 
 def keep_named(

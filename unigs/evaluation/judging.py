@@ -19,6 +19,7 @@ from unigs.evaluation.protocol import digest_item
 from unigs.metrics.average_precision import measure_detections
 from unigs.metrics.clip_score import Clip, score_pictures
 from unigs.metrics.frechet import extract_features
+from unigs.metrics.overlaps import count_overlaps, match_entities
 from unigs.metrics.panoptic import PanopticEntityQuality
 from unigs.metrics.segmentation import EntityQuality, ReferringQuality
 from unigs.metrics.segmenter import Segmenter
@@ -165,7 +166,8 @@ def sheet_row(batch: Batch, prediction: Prediction, place: int) -> tuple[str, li
         hole = batch.coarse_mask[place, 0].cpu().numpy()
         keep = 0.0 if recipe.context == "masked image" else 0.5
         condition = np.where(hole, keep * condition + (1 - keep) * 128, condition).astype(np.uint8)
-    made, masks = prediction.image[place].cpu().numpy(), prediction.labels[place].cpu().numpy()
+    made = prediction.image[place].cpu().numpy()
+    masks = number_alike(prediction.labels[place].cpu(), batch.labels[place].cpu())
     shown = [
         condition,
         made,
@@ -174,6 +176,23 @@ def sheet_row(batch: Batch, prediction: Prediction, place: int) -> tuple[str, li
         blend_labels(image, truth),
     ]
     return batch.prompts[place], shown
+
+
+def number_alike(predicted: torch.Tensor, true: torch.Tensor) -> np.ndarray:
+    """Predicted labels under the numbers of their true pairs, so that both show in one colour.
+
+    Args:
+        predicted: int [H, W]. true: int [H, W].
+
+    Returns:
+        int64 [H, W]; predictions without a pair are numbered after the true ones.
+    """
+    overlaps = count_overlaps(predicted, true)
+    rows, columns = match_entities(overlaps.iou)
+    table = np.arange(int(predicted.max()) + 1) + int(true.max())
+    table[0] = 0
+    table[overlaps.predicted_labels[rows]] = overlaps.true_labels[columns]
+    return table[predicted.numpy()]
 
 
 def draw_strip(batch: Batch, prediction: Prediction, place: int, tile_px: int = 160) -> np.ndarray:

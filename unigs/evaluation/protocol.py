@@ -121,9 +121,9 @@ class InputLoader:
         self.dataset: StreamDataset = data.make_dataset(
             data.val_split, augment=False, ratios=ratios
         )
-        self.indices = _keep(sized.list_val_batches(self.dataset.plan), self.dataset.plan, tasks)
+        batches = _keep(sized.list_val_batches(self.dataset.plan), self.dataset.plan, tasks)
         done = set(skip)
-        left = [[i for i in batch if i not in done] for batch in self.indices]
+        left = [[i for i in batch if i not in done] for batch in batches]
         self.batches = [batch for batch in left[rank::world_size] if batch]
         self.workers = min(1, data.num_workers)
 
