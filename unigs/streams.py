@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from unigs.plan import Draw, Plan
 from unigs.records import Annotated, Skips, TooManySkips, UnigsError
+from unigs.remote import RemoteError
 from unigs.seeds import derive_seed
 from unigs.shards import Manifest, ShardReader
 from unigs.shards.files import ShardError
@@ -70,6 +71,7 @@ class StreamDataset(Dataset):
         self.plan = plan
         self.make_sample = make_sample
         self.reader = ShardReader(self.manifests)
+        self._remote = any(manifest.cache for manifest in self.manifests.values())
 
     def __getitem__(self, index: int) -> Made:
         """The sample of one index, or of its replacement.
@@ -78,6 +80,8 @@ class StreamDataset(Dataset):
             TooManySkips: none of ``MAX_ATTEMPTS`` records could be used.
             SampleFailed: an error that is no bad input.
         """
+        if self._remote:
+            self.reader.prefetch(self.plan.list_windows(index))
         skips = Skips()
         first = self.plan.draw(index)
         for attempt in range(MAX_ATTEMPTS):
@@ -86,7 +90,7 @@ class StreamDataset(Dataset):
             try:
                 record = self.reader.read(draw.source, draw.shard, draw.member)
                 return Made(self.make_sample(record, draw.task, index), skips)
-            except (ShardError, TooManySkips):
+            except (ShardError, RemoteError, TooManySkips):
                 raise
             except UnigsError as error:
                 skips.add(getattr(error, "reason", type(error).__name__), f"{error} ({where})")

@@ -71,17 +71,29 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """A JSON object from a file.
 
     Raises:
         ShardError: missing or not JSON.
     """
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        return parse_json(path.read_bytes(), str(path))
+    except OSError as error:
         raise ShardError(f"expected a JSON file of shards, got {error}, at {path}") from error
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ShardError: something else.
+    """
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise ShardError(f"expected a JSON file of shards, got {error}, at {where}") from error
     if not isinstance(content, dict):
-        raise ShardError(f"expected a JSON object, got {type(content).__name__}, at {path}")
+        raise ShardError(f"expected a JSON object, got {type(content).__name__}, at {where}")
     return content
 
 

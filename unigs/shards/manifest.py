@@ -9,6 +9,7 @@ run that resumes refuses another one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from unigs.shards.files import ShardError, hash_file, read_json
+from unigs.remote import Cache, RemoteError, is_remote, join_url
+from unigs.shards.files import ShardError, hash_file, parse_json, read_json
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -53,6 +55,7 @@ class Manifest:
         shards: in order; the plan addresses them by place.
         index: ``ROW`` [samples], in the shards' order.
         digest: sha256 over all the above and over the shards' bytes.
+        cache: what fetches the shards, if the folder is a URL.
     """
 
     folder: str
@@ -66,6 +69,7 @@ class Manifest:
     shards: tuple[Shard, ...]
     index: np.ndarray
     digest: str
+    cache: Cache | None = None
 
     def __post_init__(self) -> None:
         starts = np.cumsum([0, *self.sizes])
@@ -84,24 +88,43 @@ class Manifest:
         row = self.index[self._starts[shard] + member]  # type: ignore[attr-defined]
         return int(row["block"]) * 512, int(row["blocks"]) * 512, int(row["crc"])
 
-    def rows(self, shard: int) -> np.ndarray:
-        """``ROW`` [samples of this shard]."""
-        starts = self._starts  # type: ignore[attr-defined]
-        return self.index[starts[shard] : starts[shard + 1]]
+    def open(self, shard: int) -> int:
+        """A descriptor of one shard, fetched first if it is remote.
+
+        Raises:
+            ShardError: it is not there.
+        """
+        wanted = self.shards[shard]
+        url = join_url(self.folder, wanted.name)
+        if self.cache:
+            return self.cache.open(url, wanted.sha256, wanted.bytes)
+        try:
+            return os.open(url, os.O_RDONLY)
+        except OSError as error:
+            raise ShardError(f"expected the shard of a manifest, got {error}, at {url}") from error
+
+    def warm(self, shard: int) -> None:
+        """Fetch one remote shard ahead; whoever reads it is told if that fails."""
+        with contextlib.suppress(RemoteError):
+            os.close(self.open(shard))
 
 
-def read_manifests(*roots: str | os.PathLike[str]) -> dict[str, Manifest]:
+def read_manifests(
+    *roots: str | os.PathLike[str], cache: Cache | None = None
+) -> dict[str, Manifest]:
     """All manifests under some roots, by name.
 
     Args:
-        *roots: what ``write_shards`` wrote to, or single folders of it.
+        *roots: what ``write_shards`` wrote to, or single folders of it; paths or URLs.
+        cache: for URLs; by default one with its own defaults.
 
     Raises:
         ShardError: none found, damaged, or one name twice.
+        RemoteError: a URL could not be read.
     """
     manifests: dict[str, Manifest] = {}
-    for folder in [folder for root in roots for folder in list_folders(os.fspath(root))]:
-        manifest = read_manifest(folder)
+    for folder in [folder for root in roots for folder in list_folders(os.fspath(root), cache)]:
+        manifest = read_manifest(folder, cache)
         if manifest.name in manifests:
             first = manifests[manifest.name].folder
             raise ShardError(f"expected one {manifest.name}, got two, at {first} and {folder}")
@@ -109,8 +132,13 @@ def read_manifests(*roots: str | os.PathLike[str]) -> dict[str, Manifest]:
     return manifests
 
 
-def list_folders(root: str) -> list[str]:
+def list_folders(root: str, cache: Cache | None = None) -> list[str]:
     """The folders with a manifest under a root, or the root itself if it has one."""
+    if is_remote(root):
+        if root.rstrip("/").endswith(MANIFEST_NAME):
+            return [root.rstrip("/").removesuffix(MANIFEST_NAME)]
+        names = parse_json((cache or Cache()).read(join_url(root, FOLDERS_NAME)), root)["folders"]
+        return [join_url(root, name) for name in names]
     base = Path(root)
     if (base / MANIFEST_NAME).is_file():
         return [root]
@@ -120,32 +148,35 @@ def list_folders(root: str) -> list[str]:
             f"expected a folder of shards ({MANIFEST_NAME} or {FOLDERS_NAME}), got {found}, at "
             f"{root}; `unigs shards` writes one, `unigs shards merge` finishes one made in parts"
         )
-    return [str(base / name) for name in read_json(base / FOLDERS_NAME)["folders"]]
+    return [join_url(root, name) for name in read_json(base / FOLDERS_NAME)["folders"]]
 
 
-def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+def read_manifest(folder: str | os.PathLike[str], cache: Cache | None = None) -> Manifest:
     """Read and check one folder's manifest and index; the shards themselves are not opened.
 
     Raises:
         ShardError: missing, of another format, or not what its digest says.
     """
-    path = Path(folder) / MANIFEST_NAME
-    content = read_json(path)
+    folder = os.fspath(folder)
+    cache = (cache or Cache()) if is_remote(folder) else None
+    where = join_url(folder, MANIFEST_NAME)
+    content = parse_json(cache.read(where), where) if cache else read_json(Path(where))
     if content.get("format") != FORMAT:
-        raise ShardError(f"expected shard format {FORMAT}, got {content.get('format')}, at {path}")
+        raise ShardError(f"expected shard format {FORMAT}, got {content.get('format')}, at {where}")
     if content.get("digest") != digest_manifest(content):
-        raise ShardError(f"expected digest {content.get('digest')}, got other content, at {path}")
-    index = read_index(path.parent / INDEX_NAME, content["index_sha256"])
+        raise ShardError(f"expected digest {content.get('digest')}, got other content, at {where}")
+    index = read_index(join_url(folder, INDEX_NAME), content["index_sha256"], cache)
     shards = tuple(Shard(**shard) for shard in content["shards"])
     if len(index) != sum(shard.samples for shard in shards):
-        raise ShardError(f"expected one index row per sample, got {len(index)}, at {path.parent}")
+        raise ShardError(f"expected one index row per sample, got {len(index)}, at {folder}")
     fields = ("source", "split", "licence", "options", "skipped", "digest")
     return Manifest(
-        folder=os.fspath(folder),
+        folder=folder,
         name=name_folder(content["source"], content["split"]),
         categories=tuple(content["categories"]),
         shards=shards,
         index=index,
+        cache=cache,
         **{field: content[field] for field in fields},
     )
 
@@ -165,10 +196,14 @@ def name_shard(folder: str, k: int) -> str:
     return f"{folder}-{k:06d}.tar"
 
 
-def read_index(path: Path, sha256: str) -> np.ndarray:
+def read_index(url: str, sha256: str, cache: Cache | None = None) -> np.ndarray:
     """The mapped index, after its checksum (a numpy header from elsewhere is never parsed)."""
+    path = cache.fetch(url, sha256) if cache else Path(url)
+    if cache and hash_file(path) != sha256:  # the copy was damaged since it was fetched
+        path.unlink(missing_ok=True)
+        path = cache.fetch(url, sha256)
     if (came := hash_file(path)) != sha256:
-        raise ShardError(f"expected an index with sha256 {sha256}, got {came}, at {path}")
+        raise ShardError(f"expected an index with sha256 {sha256}, got {came}, at {url}")
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 

@@ -11,11 +11,10 @@ import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from unigs.records import Annotated
-from unigs.shards.files import ShardError
 from unigs.shards.manifest import Manifest
 from unigs.shards.samples import DamagedSample, decode_sample
 
@@ -34,6 +33,8 @@ class ShardReader:
         self.manifests = dict(manifests)
         self._open_files = open_files
         self._files: OrderedDict[tuple[str, int], int] = OrderedDict()
+        self._asked: set[tuple[str, int]] = set()
+        self._fetchers: ThreadPoolExecutor | None = None
 
     def read(self, name: str, shard: int, member: int) -> Annotated:
         """The record at a place.
@@ -61,6 +62,25 @@ class ShardReader:
             raise DamagedSample(f"expected CRC-32 {crc:08x}, got {came:08x} {where}")
         return span
 
+    def prefetch(self, windows: Mapping[str, list[int]]) -> None:
+        """Fetch remote shards in the background, four at a time, as far as their cache has room.
+
+        Args:
+            windows: manifest name -> shards that will be read soon.
+        """
+        room = {id(m.cache): m.cache.max_bytes for m in self.manifests.values() if m.cache}
+        wanted = [(name, shard) for name, shards in windows.items() for shard in shards]
+        for name, shard in wanted:
+            manifest = self.manifests[name]
+            if not manifest.cache:
+                continue
+            room[id(manifest.cache)] -= manifest.shards[shard].bytes
+            if (name, shard) in self._asked or room[id(manifest.cache)] < 0:
+                continue
+            self._fetchers = self._fetchers or ThreadPoolExecutor(4, "prefetch")
+            self._fetchers.submit(manifest.warm, shard)
+        self._asked = set(wanted)
+
     def describe(self, name: str, shard: int, member: int) -> str:
         """A place in words."""
         manifest = self.manifests[name]
@@ -72,7 +92,7 @@ class ShardReader:
             os.close(self._files.popitem()[1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": OrderedDict()}
+        return {**self.__dict__, "_files": OrderedDict(), "_asked": set(), "_fetchers": None}
 
     def __del__(self) -> None:
         self.close()
@@ -83,12 +103,7 @@ class ShardReader:
         if known is not None:
             self._files.move_to_end((name, shard))
             return known
-        manifest = self.manifests[name]
-        path = Path(manifest.folder) / manifest.shards[shard].name
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise ShardError(f"expected the shard of a manifest, got {error}, at {path}") from error
+        descriptor = self.manifests[name].open(shard)
         while len(self._files) >= self._open_files:
             os.close(self._files.popitem(last=False)[1])
         self._files[name, shard] = descriptor

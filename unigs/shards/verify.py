@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from unigs.remote import is_remote
 from unigs.shards.files import ShardError, hash_file
 from unigs.shards.manifest import (
     FOLDERS_NAME,
@@ -30,6 +31,8 @@ def verify_shards(out: str, workers: int | None = None) -> None:
     Raises:
         ShardError: lists every truncated, changed, missing or foreign shard.
     """
+    if is_remote(out):
+        raise ShardError(f"expected a local folder to verify, got {out}; readers check URLs anyway")
     damage = []
     folders = list_folders(out)
     samples = 0
