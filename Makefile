@@ -16,6 +16,7 @@ install: $(VENV)/installed  ## make .venv and install the locked versions
 
 $(VENV)/installed: requirements.lock setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv
 	$(BIN)/uv pip install -q -p $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install -q -p $(BIN)/python --no-deps -e .

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from unigs.codec import encode_colormap
 from unigs.codec.palette import MAX_CELLS
-from unigs.diffusion.base import vae_config
+from unigs.diffusion.base import load_vae, vae_config
 from unigs.diffusion.encoders import to_signed
 from unigs.records import Batch
 
@@ -37,6 +37,7 @@ class Autoencoder(L.LightningModule):
         kl_weight: of the posterior's divergence from a unit normal.
         edge_weight: of the loss on differences between neighbouring pixels.
         palette_cells: cells per side of the palette that paints the colormaps.
+        start_from: folder of an autoencoder to go on from; None starts from random weights.
         out: folder to save the trained autoencoder to, half precision.
     """
 
@@ -47,11 +48,12 @@ class Autoencoder(L.LightningModule):
         kl_weight: float = 1e-6,
         edge_weight: float = 0.5,
         palette_cells: int = MAX_CELLS,
+        start_from: str | None = None,
         out: str = "runs/autoencoder/autoencoder",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.vae = AutoencoderKL(**vae_config("tiny"))
+        self.vae = load_vae(start_from) if start_from else AutoencoderKL(**vae_config("tiny"))
         self._latent_stds: list[float] = []
 
     @property

@@ -66,7 +66,8 @@ class UniGSData(L.LightningDataModule):
         shards: folders that ``unigs shards`` wrote.
         tasks: how samples are made of pictures.
         task_ratios: share of each task, exact at every prefix of the stream.
-        source_weights: per task the weights of its sources, by name without split.
+        source_weights: per task the weights of its sources, by name: ``coco-panoptic`` means the
+            split in use, ``openimages-test`` that folder of shards whatever the split.
         global_batch_size: samples per step over all ranks, before gradient accumulation.
         steps_per_epoch: batches per epoch; None: about one pass over all sources in use.
         num_workers: loader processes per rank; they never change the samples.
@@ -120,7 +121,11 @@ class UniGSData(L.LightningDataModule):
         """
         found = read_manifests(*self.shards)
         weights = {
-            task: {f"{source}-{split}": w for source, w in self.source_weights[task].items() if w}
+            task: {
+                source if source in found else f"{source}-{split}": weight
+                for source, weight in self.source_weights[task].items()
+                if weight
+            }
             for task, ratio in self.task_ratios.items()
             if ratio
         }
