@@ -24,6 +24,7 @@ from unigs.evaluation.predictors import (
     run_batch,
 )
 from unigs.evaluation.protocol import InputLoader, digest_item
+from unigs.evaluation.results import split_groups
 from unigs.evaluation.run import evaluate, fingerprint
 from unigs.metrics.average_precision import EntityAP
 from unigs.metrics.segmentation import EntityQuality, ReferringQuality
@@ -96,6 +97,13 @@ def test_the_table_alone_gives_the_means(data, tmp_path):
         weights = [int(line["entities"]) for line in mine]
         miou = sum(float(r["miou"]) * w for r, w in zip(mine, weights)) / sum(weights)
         assert results["figures"][task]["all"]["miou"] == pytest.approx(miou, abs=1e-5)
+
+
+def test_single_and_multiple_split_by_the_number_of_entities():
+    rows = [{"names": ["a"] * count} for count in (1, 2, 1, 3)]
+    groups = split_groups(rows)
+    assert [len(groups[name]) for name in ("all", "single", "multiple")] == [4, 2, 2]
+    assert list(split_groups(rows[:1])) == ["all"]
 
 
 class Interrupted(Oracle):
@@ -173,6 +181,11 @@ def test_a_digest_sees_every_input(data):
 def test_nothing_to_evaluate_is_an_error(data, tmp_path):
     with pytest.raises(UnigsError, match="expected pictures to evaluate on"):
         evaluate(Oracle(5), data, tmp_path / "a", samples_per_task=0)
+    data.task_ratios = {"entity": 1.0}
+    drawer = EmptyFloor()
+    drawer.tasks = ("inpainting",)
+    with pytest.raises(UnigsError, match="expected pictures of"):
+        evaluate(drawer, data, tmp_path / "c", samples_per_task=2)
     data.val_split = "no-such-split"
     with pytest.raises(UnigsError, match="no-such-split"):
         evaluate(Oracle(5), data, tmp_path / "b", samples_per_task=2)
@@ -270,10 +283,10 @@ def test_pictures_are_judged_and_real_ones_only_once(data, tmp_path):
     extractor = CountingExtractor()
     judges = Judges(inception=extractor, segmenter=segmenter, inception_id="tiny")
     shared = {"judges": judges, "samples_per_task": 8, "cache": tmp_path / "cache"}
-    oracle = evaluate(Oracle(5), data, tmp_path / "oracle", **shared)
+    floor = evaluate(RandomFloor(), data, tmp_path / "floor", **shared)
     assert extractor.seen == 2 * 8 * 2
     extractor.seen = 0
-    floor = evaluate(RandomFloor(), data, tmp_path / "floor", **shared)
+    oracle = evaluate(Oracle(5), data, tmp_path / "oracle", **shared)
     assert extractor.seen == 2 * 8
     for task in ("inpainting", "synthesis"):
         assert oracle["figures"][task]["all"]["fid"] == pytest.approx(0, abs=1e-6)
@@ -282,6 +295,11 @@ def test_pictures_are_judged_and_real_ones_only_once(data, tmp_path):
     assert 0 <= oracle["figures"]["synthesis"]["all"]["synthesis_miou"] <= 1
     assert "fid" not in oracle["figures"]["entity"]["all"]
     assert list(oracle["missing"]) == ["clip_score"]
+    extractor.seen = 0
+    next((tmp_path / "cache").iterdir()).unlink()
+    again = evaluate(EmptyFloor(), data, tmp_path / "empty", **shared)
+    assert extractor.seen == 8 * 2 + 8
+    assert again["figures"]["inpainting"]["all"]["fid"] > 1
 
 
 def save_tiny_inpainting(base, folder):
