@@ -32,8 +32,12 @@ MAX_ROUNDS = 300
 """2-means ends by itself; this only guards against a cycle by rounding."""
 MARGIN = 1e-3
 """Added to every bound, in units of the features: far above any rounding."""
+TIE = 1e-7
+"""A colour as near to both centres belongs to the lower one; rounding must not decide."""
 REACH = 2.0
 """Colours this near to the first plane are kept at hand while it moves."""
+FEW_COLOURS = 32_768
+"""Up to so many colours in all, every one is looked at."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -232,7 +236,7 @@ def split_clusters(held: Fragments, alive: Tensor, cluster: Tensor) -> tuple[Ten
         held.sums.index_select(1, alive),
         held.sums.new_zeros(len(held.sums), 2 * len(spread)),
     )
-    halves = _settle(sums, cluster, none, _add_halves(none, cluster, side, sums))
+    halves, _ = _settle(sums, cluster, none, _add_halves(none, cluster, side, sums))
     side, colours, colour_side = _split_colours(held, alive, cluster, halves)
     here = torch.full((held.sums.shape[1],), -1, device=alive.device)
     here[alive] = torch.arange(len(alive), device=alive.device)
@@ -256,7 +260,7 @@ def _start(held: Fragments, alive: Tensor, cluster: Tensor) -> tuple[Tensor, Ten
     total = sum_by(cluster, clusters, sums)
     way = sums[1:] / sums[0] - (total[1:] / total[0]).index_select(1, cluster)
     spread, axis = sum_by(cluster, clusters, (way.square() * sums[0] * 256).round_()).max(0)
-    return way.gather(0, axis[None, cluster])[0] > 0, spread
+    return way.gather(0, axis[None, cluster])[0] > TIE / 100, spread
 
 
 def _split_colours(
@@ -270,47 +274,72 @@ def _split_colours(
     """
     sums = held.sums.index_select(1, alive)
     radius = held.radius[alive] + MARGIN
-    for _ in range(MAX_ROUNDS):
-        plane = _find_planes(halves)
+    low, high = halves.chunk(2, 1)
+    centre = (low + high) / (low + high)[0]  # [1 + F, K], first row 1
+    way = (sums / sums[0] - centre.index_select(1, cluster)).square_().sum(0).sqrt_() + radius
+    extent = torch.zeros_like(centre[0]).scatter_reduce_(0, cluster, way, "amax")
+    settled, few = False, len(held.pool) <= FEW_COLOURS
+    while not settled:
+        plane = _normalise(_find_planes(halves))
         height = (plane.index_select(1, cluster) * sums).sum(0)
-        length = plane[1:].square().sum(0).sqrt_()[cluster] * sums[0]
-        gap = height.abs() / length - radius
-        inside, side = gap <= REACH, height > 0
+        side = height > 0
+        inside = height.abs() / sums[0] <= radius + REACH
+        if few:
+            inside.fill_(True)
         colours, group = _list_colours(held, alive, cluster, inside)
         count = held.count[colours]
         moments = torch.cat((count[None], count * held.points.index_select(1, colours)))
         base = _add_halves(torch.zeros_like(halves), cluster, side, sums * ~inside)
-        halves = _settle(moments, group, base, halves)
-        plane = _find_planes(halves)
-        height = (plane.index_select(1, cluster) * sums).sum(0)
-        length = plane[1:].square().sum(0).sqrt_()[cluster] * sums[0]
-        sure = (height.abs() / length > radius) & ((height > 0) == side)
-        if bool((inside | sure).all()):
-            break
-    return side & ~inside, colours, _choose_side(moments, group, plane)
+        fence = None if few else (plane, centre, extent)
+        halves, settled = _settle(moments, group, base, halves, fence)
+    return side & ~inside, colours, _choose_side(moments, group, _find_planes(halves))
 
 
-def _settle(moments: Tensor, group: Tensor, base: Tensor, halves: Tensor) -> Tensor:
+def _settle(
+    moments: Tensor,
+    group: Tensor,
+    base: Tensor,
+    halves: Tensor,
+    fence: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Tensor, bool]:
     """2-means: move planes until the sides they give repeat the sums of both halves.
 
     Args:
         moments: float64 [1 + F, m], (count, count x point). group: int64 [m], the cluster of each.
         base: float64 [1 + F, 2K], sums of what stays on its side: K lower halves, K upper ones.
         halves: float64 [1 + F, 2K], the sums to start from, not empty.
+        fence: a plane, the centre and the extent of each cluster. Where a plane has moved more than
+            ``REACH`` from it, what stays on its side is no longer known, and the round is not done.
+
+    Returns:
+        The halves, and whether they repeat themselves.
     """
     moving = halves.shape[1] // 2
     for _ in range(MAX_ROUNDS):
-        side = _choose_side(moments, group, _find_planes(halves))
-        moved = _add_halves(base, group, side, moments)
-        changed = (moved != halves).any(0)
-        halves, still = moved, int(changed.sum()) // 2
+        plane = _find_planes(halves)
+        if fence is not None and bool((_measure_shift(plane, *fence) > REACH).any()):
+            return halves, False
+        moved = _add_halves(base, group, _choose_side(moments, group, plane), moments)
+        changed = (moved != halves).view(len(moved), 2, -1).any(0).any(0)
+        halves, still = moved, int(changed.sum())
         if not still:
             break
         if 2 * still < moving:  # most clusters have settled: leave their colours out
-            moving, base = still, torch.where(changed, base, halves)
+            moving, base = still, torch.where(changed.repeat(2), base, halves)
             own = changed[group].nonzero()[:, 0]
             moments, group = moments.index_select(1, own), group[own]
-    return halves
+    return halves, True
+
+
+def _normalise(plane: Tensor) -> Tensor:
+    return plane / plane[1:].square().sum(0).sqrt_()
+
+
+def _measure_shift(plane: Tensor, before: Tensor, centre: Tensor, extent: Tensor) -> Tensor:
+    """The most that the distance of any of a cluster's colours from its plane has changed; [K]."""
+    change = _normalise(plane).sub_(before)
+    turn = change[1:].square().sum(0).sqrt_().mul_(extent)
+    return (change * centre).sum(0).abs_().add_(turn)
 
 
 def _add_halves(base: Tensor, group: Tensor, side: Tensor, moments: Tensor) -> Tensor:
@@ -323,7 +352,7 @@ def _find_planes(halves: Tensor) -> Tensor:
     """The planes half way between two centres each: (-offset, normal), float64 [1 + F, K]."""
     low, high = (halves[1:] / halves[0]).chunk(2, 1)
     normal = high - low
-    return torch.cat((((high + low) * normal).sum(0, keepdim=True) / -2, normal))
+    return torch.cat((((high + low) * normal).sum(0, keepdim=True) / -2 - TIE, normal))
 
 
 def _choose_side(moments: Tensor, group: Tensor, plane: Tensor) -> Tensor:
