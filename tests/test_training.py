@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from unigs.callbacks import EMA, Preemption, SampledValidation, Throughput, read_ema
+from unigs.callbacks import EMA, Evaluation, Preemption, SampledValidation, Throughput, read_ema
 from unigs.data import UniGSData, stack_samples
 from unigs.export import export_pipeline, load_checkpoint
 from unigs.pipeline import UniGSPipeline
@@ -208,3 +209,18 @@ def test_a_signal_saves_a_checkpoint_that_resumes_exactly(fitted, base, shards, 
     assert again.global_step == 4
     for name, weight in fitted[2].unet.state_dict().items():
         assert torch.equal(weight, model.unet.state_dict()[name]), name
+
+
+def test_unigs_test_evaluates_the_average_by_the_protocol(fitted, base, shards, tmp_path):
+    """Lightning's test loop writes the tables, of the averaged weights where there are some."""
+    out = tmp_path / "evaluation"
+    report = Evaluation(str(out), name="tiny", samples_per_task=2, steps=1, solver="unipc")
+    model = make_model(base)
+    trainer = make_trainer(tmp_path, callbacks=[report])
+    trainer.test(model, make_data(shards), ckpt_path=fitted[0] / "step=4.ckpt", verbose=False)
+    averaged = read_ema(torch.load(fitted[0] / "step=4.ckpt", weights_only=True))
+    for name, weight in model.unet.named_parameters():
+        assert torch.equal(weight, averaged[name])
+    results = json.loads((out / "tiny" / "results.json").read_text())
+    assert results["model"] == "tiny"
+    assert (out / "tiny" / "pictures.csv").read_text().count("\n") == 1 + 2 * len(TASKS)

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import Callback
 
+from unigs.evaluation.judging import sheet_row
+from unigs.evaluation.predictors import PipelinePredictor, run_batch
+from unigs.evaluation.run import evaluate, load_judges
 from unigs.metrics.segmentation import EntityQuality
-from unigs.pictures import SHEET_TITLES, blend_labels, colour_labels, draw_sheet
-from unigs.pipeline import Solver, UniGSPipeline
-from unigs.records import TASKS, Batch, Prediction
-from unigs.tasks import RECIPES
+from unigs.pictures import SHEET_TITLES, draw_sheet
+from unigs.pipeline import Solver
+from unigs.records import TASKS, Batch
+from unigs.report import write_report
 
 PREEMPTED_EXIT_CODE = 143
 """What ``unigs fit`` exits with after SIGTERM or SIGUSR1, so that schedulers start it again."""
@@ -82,47 +84,6 @@ def read_ema(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor] | None:
     return state.get("weights")
 
 
-def run_batch(pipeline: UniGSPipeline, batch: Batch, **options: Any) -> Prediction:
-    """Sample a batch of one task under its own conditions and noise.
-
-    Args:
-        pipeline: the model.
-        batch: all of one task.
-        options: further arguments of the pipeline's call.
-    """
-    task = TASKS[int(batch.task[0])]
-    recipe = RECIPES[task]
-    return pipeline(
-        task,
-        image=None if recipe.context == "colormap" else batch.image,
-        labels=batch.labels if recipe.context == "colormap" else None,
-        coarse_mask=batch.coarse_mask if recipe.local else None,
-        prompt=batch.prompts,
-        indices=batch.index.tolist(),
-        **options,
-    )
-
-
-def sheet_row(batch: Batch, prediction: Prediction, place: int) -> tuple[str, list[np.ndarray]]:
-    """Caption and the five pictures of one sample: see ``SHEET_TITLES``."""
-    image, truth = batch.image[place].cpu().numpy(), batch.labels[place].cpu().numpy()
-    recipe = RECIPES[TASKS[int(batch.task[place])]]
-    condition = colour_labels(truth) if recipe.context == "colormap" else image.copy()
-    if recipe.local:  # what is to be filled is grey; what is only to be searched stays visible
-        hole = batch.coarse_mask[place, 0].cpu().numpy()
-        keep = 0.0 if recipe.context == "masked image" else 0.5
-        condition = np.where(hole, keep * condition + (1 - keep) * 128, condition).astype(np.uint8)
-    made, masks = prediction.image[place].cpu().numpy(), prediction.labels[place].cpu().numpy()
-    shown = [
-        condition,
-        made,
-        prediction.colormap[place].cpu().numpy(),
-        blend_labels(made, masks),
-        blend_labels(image, truth),
-    ]
-    return batch.prompts[place], shown
-
-
 class SampledValidation(Callback):
     """Sample every task on the validation batches, decode, score, and show.
 
@@ -174,6 +135,60 @@ class SampledValidation(Callback):
                 for logger in trainer.loggers:
                     if hasattr(logger.experiment, "add_image"):
                         logger.experiment.add_image(f"val/{task}", sheet, trainer.global_step)
+
+
+class Evaluation(Callback):
+    """The paper's tables in Lightning's test loop: ``unigs test --config ... --ckpt_path ...``.
+
+    Args:
+        out: folder of the results; an interrupted evaluation continues there.
+        name: what the model is called in the tables.
+        samples_per_task: pictures of each task (paper: 1000).
+        steps: sampling steps (paper: 200).
+        solver: ``ddim`` (paper) or ``unipc``.
+        inception_weights: file for FID; without it FID is left out and named as missing.
+        clip_weights: open_clip checkpoint file for the CLIP score; likewise.
+        clip_backbone: open_clip's name of that network.
+        segmenter: local folder of the Mask2Former that judges synthesis; likewise.
+        protocol: ``protocol.json`` of an earlier evaluation, to insist on the same inputs.
+    """
+
+    def __init__(
+        self,
+        out: str,
+        name: str = "unigs",
+        samples_per_task: int = 1000,
+        steps: int = 200,
+        solver: Solver = "ddim",
+        inception_weights: str | None = None,
+        clip_weights: str | None = None,
+        clip_backbone: str = "ViT-L-14-quickgelu",
+        segmenter: str | None = None,
+        protocol: str | None = None,
+    ) -> None:
+        self.out, self.name, self.samples_per_task = out, name, samples_per_task
+        self.options = {"steps": steps, "solver": solver}
+        self.judges = (inception_weights, clip_weights, clip_backbone, None, segmenter, False)
+        self.protocol = protocol
+
+    def on_test_start(self, trainer, pl_module) -> None:
+        predictor = PipelinePredictor(
+            pl_module.make_pipeline(), self.name, seed=trainer.datamodule.seed, **self.options
+        )
+        folder = Path(self.out) / self.name
+        evaluate(
+            predictor,
+            trainer.datamodule,
+            folder,
+            load_judges(*self.judges, device=str(pl_module.device)),
+            self.samples_per_task,
+            self.protocol,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            barrier=trainer.strategy.barrier,
+        )
+        if trainer.is_global_zero:
+            print(write_report(Path(self.out), [folder]))
 
 
 class Throughput(Callback):

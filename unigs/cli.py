@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "base": ("unigs.diffusion.base:make_base", "write a base folder of random weights"),
     "export": ("unigs.export:export_pipeline", "turn a checkpoint into a pipeline folder"),
     "sheet": ("unigs.export:render_sheet", "one picture of all tasks, from a pipeline and shards"),
+    "evaluate": ("unigs.evaluation.run:evaluate_models", "the paper's tables for any models"),
     "doctor": ("unigs.doctor:report_health", "look for common trouble and say what to do"),
 }
 TRAINING = {

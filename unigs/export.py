@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from unigs.callbacks import read_ema, run_batch, sheet_row
+from unigs.callbacks import read_ema
 from unigs.data import JOINT_SOURCES, UniGSData
+from unigs.evaluation.judging import sheet_row
+from unigs.evaluation.predictors import run_batch
 from unigs.pictures import SHEET_TITLES, draw_sheet
 from unigs.pipeline import Solver, UniGSPipeline
 from unigs.records import TASKS, UnigsError

@@ -14,6 +14,7 @@ import torch
 from diffusers.training_utils import cast_training_params
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
+from unigs.callbacks import read_ema
 from unigs.codec.palette import MAX_CELLS
 from unigs.diffusion.base import load_components
 from unigs.diffusion.denoiser import denoise, widen_unet
@@ -134,6 +135,9 @@ class UniGS(L.LightningModule):
         for name, branch in (("image", image), ("colormap", colormap)):
             self.log(f"val/{name}", branch.mean(), batch_size=len(batch), sync_dist=True)
 
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Nothing by itself: ``callbacks.Evaluation`` does the whole protocol."""
+
     def losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Weighted mean squared errors of the image and the colormap stream, float32 [B] each."""
         hp = self.hp
@@ -194,7 +198,7 @@ class UniGS(L.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in weights.items() if k.startswith("unet.")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model by name and shape.
+        """Refuse a checkpoint of another model by name and shape; outside of fit take its average.
 
         Raises:
             UnigsError: a parameter is missing, unknown, or of another shape.
@@ -208,3 +212,6 @@ class UniGS(L.LightningModule):
                     f"expected {name} of shape {mine.get(name, 'none')} for base "
                     f"{self.hp.base!r}, the checkpoint has {theirs.get(name, 'none')}"
                 )
+        averaged = read_ema(checkpoint)
+        if averaged and self._trainer is not None and self.trainer.state.fn != "fit":
+            checkpoint["state_dict"] = {f"unet.{name}": w for name, w in averaged.items()}
