@@ -143,6 +143,10 @@ def test_ranks_share_the_work_and_agree(data, tmp_path):
         shared = {"samples_per_task": 5, "rank": rank, "world_size": 3}
         assert evaluate(RandomFloor(), data, tmp_path / "three", **shared) is None
     same(evaluate(RandomFloor(), data, tmp_path / "three", samples_per_task=5, world_size=3), alone)
+    files = sorted((tmp_path / "three").glob("rows-*.jsonl"))
+    assert len(files) == 3
+    lines = [line for file in files for line in file.read_text().splitlines()[1:]]
+    assert len(lines) == 20  # no picture twice
 
 
 def test_the_protocol_holds_models_to_the_same_inputs(data, tmp_path):
