@@ -32,7 +32,6 @@ TALLIES = {
     "region": ReferringQuality,
     "segments": PanopticEntityQuality,
 }
-SHEET_TITLES = ("condition", "image", "colormap", "decoded masks", "ground truth")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,7 +157,7 @@ def check_prediction(batch: Batch, prediction: Prediction) -> None:
 
 
 def sheet_row(batch: Batch, prediction: Prediction, place: int) -> tuple[str, list[np.ndarray]]:
-    """Caption and the five pictures of one sample: see ``SHEET_TITLES``."""
+    """Caption and the five pictures of one sample: see ``pictures.SHEET_TITLES``."""
     image, truth = batch.image[place].cpu().numpy(), batch.labels[place].cpu().numpy()
     recipe = RECIPES[name_task(batch)]
     condition = colour_labels(truth) if recipe.context == "colormap" else image.copy()
