@@ -6,6 +6,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
+from ldm_layout import write_original
+from safetensors.torch import save_file
 
 from unigs.data import stack_samples
 from unigs.diffusion.base import PRESETS, load_components, make_base
@@ -242,3 +244,45 @@ def test_prompts_of_any_words_become_embeddings(components):
     assert text.shape[0] == 3
     assert text.isfinite().all()
     assert not torch.equal(text[0], text[1])
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_an_original_single_file_loads_like_the_folder_it_came_from(tmp_path, monkeypatch, suffix):
+    pytest.importorskip("open_clip")  # the true vocabulary
+    small = {
+        "unet": {
+            **PRESETS["sd15"]["unet"],
+            "block_out_channels": (32, 32, 64, 64),
+            "cross_attention_dim": 32,
+        },
+        "vae": {**PRESETS["sd15"]["vae"], "block_out_channels": (32, 32, 32, 32)},
+        "text_encoder": {
+            **PRESETS["sd15"]["text_encoder"],
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        },
+    }
+    monkeypatch.setitem(PRESETS, "sd15", small)
+    make_base(str(tmp_path / "folder"), preset="sd15")
+    folder = load_components(str(tmp_path / "folder"))
+    towers = folder.towers
+    weights = write_original(folder.unet, towers.vae, towers.text_encoder)
+    file = tmp_path / f"model.{suffix}"
+    if suffix == "ckpt":
+        torch.save({"state_dict": weights}, file)
+    else:
+        save_file(weights, file)
+    single = load_components(str(file))
+    for first, second in (
+        (folder.unet, single.unet),
+        (towers.vae, single.towers.vae),
+        (towers.text_encoder, single.towers.text_encoder),
+    ):
+        expected = second.state_dict()
+        for name, weight in first.state_dict().items():
+            assert torch.equal(weight, expected[name]), name
+    words = ["inpainting: generate zebra."]
+    assert torch.equal(towers.encode_text(words), single.towers.encode_text(words))
+    assert widen_unet(single.unet).config.in_channels == 13

@@ -34,6 +34,7 @@ _SCHEDULER = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
     "clip_sample": False,
     "prediction_type": "epsilon",
 }
