@@ -3,18 +3,18 @@
     python tools/optimise_palette.py            the published table, seed 0, some minutes
     python tools/optimise_palette.py --report   distances of the table in the package, and lexical
 
-121 of the 124 colours are given to the 11 x 11 cells; the three left out are the darkest. Simulated
+121 of the 124 colours are given to the 11 x 11 cells; the three nearest to black are left out. Simulated
 annealing over swaps of two cells minimises a sum of three costs, each exp(-distance / scale):
 
-1. between cells up to two apart: the CIE Lab distance of their colours, king's neighbours counting
-   most, since entities whose centres lie in such cells are the ones that touch;
+1. between cells up to two apart: the distance of their colours, king's neighbours counting most,
+   since entities whose centres lie in such cells are the ones that touch;
 2. between a cell and each pair of neighbouring cells near it: the RGB distance of its colour from the
    line between theirs, because the blurred border of that pair would look like this entity;
 3. distance from black in the upper left corner, which coarse grids are made of.
 
-The scale of cost 1 is small, which makes the sum a soft minimum: the worst pair decides. Distances of
-colours are the smaller of Lab's and half of RGB's: an autoencoder trained on RGB confuses pairs that
-are near in RGB even where Lab's darks and blues are wide apart.
+The scale of cost 1 is small, which makes the sum a soft minimum: the worst pair decides. Distance is
+the smaller of Lab's and half of RGB's: an autoencoder trained on RGB confuses pairs that are near
+in RGB even where Lab holds them wide apart.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import trange
 
 from unigs.codec.dichotomy import colour_features
@@ -36,7 +35,7 @@ TABLE = Path(__file__).parents[1] / "unigs" / "codec" / "cell_colours.py"
 
 
 def measure_colours() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lab and separating distances of all pairs [125, 125]; RGB distance of c from a-b [a, b, c]."""
+    """Lab and separating distances of pairs [125, 125]; RGB distance of c from a-b [a, b, c]."""
     rgb = legal_colours()
     lab = colour_features(rgb, "lab").t().numpy()
     lab_distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1)
@@ -45,7 +44,7 @@ def measure_colours() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     way = points[None] - points[:, None]  # a -> b
     along = np.einsum("abk,ack->abc", way, way) / np.maximum((way**2).sum(-1), 1)[:, :, None]
     along = along.clip(0, 1)
-    foot = (rgb_distance**2)[:, None, :] - 0.0  # |c - a|^2
+    foot = (rgb_distance**2)[:, None, :]  # |c - a|^2
     length = (rgb_distance**2)[:, :, None]
     dot = np.einsum("abk,ack->abc", way, way)
     line = np.sqrt(np.maximum(foot - 2 * along * dot + along**2 * length, 0))
@@ -127,14 +126,13 @@ def write_table(table: np.ndarray) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--steps", type=int, default=4_000_000)
     parser.add_argument("--report", action="store_true", help="only describe the present table")
     options = parser.parse_args()
     if not options.report:
         write_table(anneal(options.seed, options.steps))
         print(f"wrote {TABLE}")
         return
-    torch.manual_seed(0)
     print(report("lexical order", np.arange(1, CELLS**2 + 1)))
     print(report("this table   ", cell_colours().numpy()))
 

@@ -75,6 +75,8 @@ def encode_colormap(
     """
     _check_labels(labels)
     batch = labels if labels.dim() == 3 else labels[None]
+    if not labels.numel():
+        return labels.new_zeros(*labels.shape[:-2], 3, *labels.shape[-2:], dtype=torch.uint8)
     entities = _measure_entities(batch.long(), cells)
     _limit_entities(entities, cells * cells, overflow, skips)
     if assignment == "location":
@@ -104,7 +106,7 @@ def _check_labels(labels: Tensor) -> None:
 def _measure_entities(labels: Tensor, cells: int) -> dict[str, Tensor]:
     """Area, cell and centre of every label of every image, [B, L + 1]; label 0 has area 0."""
     b, h, w = labels.shape
-    count = int(labels.max()) + 1 if labels.numel() else 1
+    count = int(labels.max()) + 1
     key = (labels + torch.arange(b, device=labels.device)[:, None, None] * count).reshape(-1)
 
     def total(values: Tensor) -> Tensor:
@@ -121,7 +123,11 @@ def _measure_entities(labels: Tensor, cells: int) -> dict[str, Tensor]:
     area[:, 0] = 0
     # Centres in cells, for the distance to free cells.
     centre = torch.stack((y / (2 * h * n), x / (2 * w * n)), -1).double() * cells
-    return {"area": area, "cell": row * cells + column, "centre": centre, "y": y, "x": x}
+    # The first pixel tells apart even entities of one size around one centre.
+    first = torch.full_like(area, h * w).view(-1)
+    place = torch.arange(h * w, device=labels.device).repeat(b)
+    first = first.scatter_reduce(0, key, place, "amin").view(b, count)
+    return {"area": area, "cell": row * cells + column, "centre": centre, "first": first}
 
 
 def _limit_entities(
@@ -129,7 +135,7 @@ def _limit_entities(
 ) -> None:
     """Raise, or zero the areas of the smallest, where an image has more than ``limit`` entities."""
     present = (entities["area"] > 0).sum(1)
-    if not len(present) or int(present.max()) <= limit:
+    if int(present.max()) <= limit:
         return
     worst = int(present.argmax())
     if overflow == "error":
@@ -146,10 +152,10 @@ def _limit_entities(
 
 
 def _rank_entities(entities: dict[str, Tensor]) -> Tensor:
-    """Place of each entity by size, largest 0; equal sizes by position, never by label."""
+    """Place of each entity by size, largest 0; equal sizes by first pixel, never by label."""
     order = torch.arange(entities["area"].shape[1], device=entities["area"].device)
     order = order.expand_as(entities["area"])
-    for key in (entities["x"], entities["y"], -entities["area"]):
+    for key in (entities["first"], -entities["area"]):
         order = order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
     return order.argsort(dim=1)
 
@@ -167,7 +173,7 @@ def _settle(entities: dict[str, Tensor], cells: int) -> Tensor:
     grid = torch.arange(cells, device=device, dtype=torch.double) + 0.5
     grid = torch.cartesian_prod(grid, grid)  # [cells ** 2, 2]
     order = torch.where(homeless, rank, home.shape[1]).argsort(dim=1, stable=True)
-    for step in range(int(homeless.sum(1).max()) if b else 0):
+    for step in range(int(homeless.sum(1).max())):
         who = order[:, step]
         moves = homeless[image, who]
         distance = (entities["centre"][image, who][:, None] - grid).square().sum(-1)

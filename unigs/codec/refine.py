@@ -185,6 +185,7 @@ def find_cores(raw: Tensor, state: Sharpness) -> tuple[Tensor, Tensor]:
     colour = torch.where(per_image(state.quiet), smooth(raw, 1), smooth(raw, 2))
     passed = measure_passage(colour)
     core = (passed < (PASSAGE * UNIT) ** 2) | state.sharp[:, None, None]
+    core |= ~core.flatten(1).any(1)[:, None, None]  # a picture of nothing but slopes
     return core, torch.where(per_image(state.sharp), raw, colour)
 
 

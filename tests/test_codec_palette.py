@@ -1,0 +1,151 @@
+"""Laws of painting: every entity its own colour, by place, whatever the labels' numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unigs.codec import PaletteError, encode_colormap
+from unigs.codec.dichotomy import colour_features
+from unigs.codec.palette import MAX_CELLS, cell_colours, legal_colours
+from unigs.records import Skips
+
+
+@st.composite
+def label_maps(draw: st.DrawFn, most: int = 121) -> torch.Tensor:
+    """Label maps of any shape: speckle, blocks or few pixels; int64 [H, W] with gaps allowed."""
+    height, width = draw(st.integers(1, 24)), draw(st.integers(1, 24))
+    entities, block = draw(st.integers(1, most)), draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    coarse = (-(-height // block), -(-width // block))
+    labels = torch.randint(0, entities + 1, coarse, generator=generator)
+    labels = labels.repeat_interleave(block, 0).repeat_interleave(block, 1)
+    return labels[:height, :width].contiguous()
+
+
+def colours_by_label(labels: torch.Tensor, colormap: torch.Tensor) -> dict[int, tuple[int, ...]]:
+    """The one colour of each label; fails if a label has two."""
+    found = {}
+    for label in labels.unique().tolist():
+        (colour,) = colormap[:, labels == label].unique(dim=1).t().tolist()
+        found[label] = tuple(colour)
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(label_maps())
+def test_every_entity_has_a_legal_colour_of_its_own(labels: torch.Tensor) -> None:
+    found = colours_by_label(labels, encode_colormap(labels))
+    assert len(set(found.values())) == len(found)
+    legal = {tuple(colour) for colour in legal_colours().tolist()}
+    assert set(found.values()) <= legal
+    assert found.get(0, (0, 0, 0)) == (0, 0, 0)
+    assert all(colour != (0, 0, 0) for label, colour in found.items() if label)
+
+
+@settings(max_examples=30, deadline=None)
+@given(label_maps(), st.integers(0, 2**31))
+def test_colours_do_not_depend_on_the_numbers_of_entities(labels: torch.Tensor, seed: int) -> None:
+    order = torch.randperm(121, generator=torch.Generator().manual_seed(seed)) + 1
+    renamed = torch.cat((torch.zeros(1, dtype=torch.long), order))[labels]
+    assert torch.equal(encode_colormap(renamed), encode_colormap(labels))
+
+
+def test_colours_do_not_depend_on_the_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randint(0, 60, (4, 20, 30), generator=generator)
+    maps[1].clamp_(max=3)
+    together = encode_colormap(maps)
+    assert all(torch.equal(together[i], encode_colormap(maps[i])) for i in range(4))
+
+
+@pytest.mark.parametrize("cells", [1, 7, 11])
+def test_an_entity_alone_in_its_cell_gets_the_cells_colour(cells: int) -> None:
+    size = 4 * cells
+    for cell in range(cells * cells):
+        row, column = divmod(cell, cells)
+        labels = torch.zeros(size, size, dtype=torch.int32)
+        labels[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 9
+        (colour,) = {
+            c
+            for k, c in colours_by_label(labels, encode_colormap(labels, cells=cells)).items()
+            if k
+        }
+        assert colour == tuple(legal_colours()[cell_colours(cells)[cell]].tolist())
+
+
+def test_on_a_clash_the_larger_stays_and_the_smaller_goes_to_the_nearest_free_cell() -> None:
+    labels = torch.zeros(110, 110, dtype=torch.long)
+    labels[50:60, 50:60] = 1  # cell (5, 5)
+    labels[52:56, 56:59] = 2  # inside it, centre right of its middle: (5, 6) is nearest
+    labels[52:58, 61:69] = 3  # at home in (5, 6), and larger than 2: 2 must go on
+    home = cell_colours().view(11, 11)
+    found = colours_by_label(labels, encode_colormap(labels))
+    number = {label: legal_colours().tolist().index(list(c)) for label, c in found.items()}
+    assert number[1] == home[5, 5]
+    assert number[3] == home[5, 6]
+    assert number[2] == home[4, 5]  # the centre lies above the cell's middle
+    paper = colours_by_label(labels, encode_colormap(labels, collisions="paper"))
+    assert paper[1] == paper[2] != paper[3]
+
+
+def test_full_board_of_121_and_one_too_many() -> None:
+    labels = torch.arange(122).repeat(3, 1)
+    assert len(set(colours_by_label(labels, encode_colormap(labels)).values())) == 122
+    labels = torch.arange(123).repeat(3, 1)
+    labels[2, 50] = 49  # entity 50 is the smallest
+    with pytest.raises(PaletteError, match="at most 121 entities, got 122, in image 0"):
+        encode_colormap(labels)
+    skips = Skips()
+    found = colours_by_label(labels, encode_colormap(labels, overflow="drop", skips=skips))
+    assert skips.total == 1
+    assert found[50] == (0, 0, 0)
+    assert len(set(found.values())) == 122
+
+
+def test_random_colours_are_distinct_and_a_function_of_the_seed() -> None:
+    labels = torch.arange(1, 41).view(2, 4, 5)
+    one = encode_colormap(labels, assignment="random", seeds=[3, 4])
+    assert len(set(colours_by_label(labels[0], one[0]).values())) == 20
+    assert torch.equal(one[1], encode_colormap(labels[1], assignment="random", seeds=[4]))
+    assert not torch.equal(one, encode_colormap(labels, assignment="random", seeds=[5, 4]))
+    with pytest.raises(PaletteError, match="2 seeds, one per image, got none"):
+        encode_colormap(labels, assignment="random")
+
+
+def test_neighbouring_cells_are_far_apart_in_lab_and_black_far_from_all() -> None:
+    lab = colour_features(legal_colours(), "lab").t()
+    grid = cell_colours().view(MAX_CELLS, MAX_CELLS)
+    lexical = torch.arange(1, 122).view(11, 11)
+
+    def least(table: torch.Tensor) -> float:
+        pairs = [(table[:-1], table[1:]), (table[:, :-1], table[:, 1:])]
+        pairs += [(table[:-1, :-1], table[1:, 1:]), (table[:-1, 1:], table[1:, :-1])]
+        return min(float((lab[a] - lab[b]).norm(dim=-1).min()) for a, b in pairs)
+
+    assert least(grid) > 4 * least(lexical)
+    assert len(grid.unique()) == 121
+    left_out = set(range(1, 125)) - set(grid.view(-1).tolist())
+    darkest = legal_colours().double().norm(dim=1)[1:].argsort()[:3] + 1
+    assert left_out == set(darkest.tolist())
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (torch.zeros(4), r"\[B, H, W\] or \[H, W\], got \[4\]"),
+        (torch.zeros(1, 2, 4, 4, dtype=torch.long), r"got \[1, 2, 4, 4\]"),
+        (torch.zeros(4, 4), "integer labels, got torch.float32"),
+        (torch.full((4, 4), -1), ">= 0, got -1"),
+    ],
+)
+def test_wrong_labels_are_named(labels: torch.Tensor, told: str) -> None:
+    with pytest.raises(PaletteError, match=told):
+        encode_colormap(labels)
+
+
+def test_empty_inputs_are_painted_empty() -> None:
+    assert encode_colormap(torch.zeros(0, 4, 5, dtype=torch.long)).shape == (0, 3, 4, 5)
+    assert encode_colormap(torch.zeros(2, 0, 5, dtype=torch.long)).shape == (2, 3, 0, 5)
