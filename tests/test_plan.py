@@ -108,6 +108,13 @@ def test_a_window_is_shuffled_and_passes_differ():
     assert switches > 250  # 300 expected when four shards are mixed evenly, 7 when unmixed
 
 
+def test_passes_visit_the_shards_in_other_orders():
+    plan = Plan({"a": [1] * 30}, {"t": 1}, {"t": {"a": 1}}, seed=1, window_shards=1)
+    first, second = ([plan.draw(30 * p + i).shard for i in range(30)] for p in range(2))
+    assert sorted(first) == sorted(second) == list(range(30))
+    assert sum(a == b for a, b in zip(first, second, strict=True)) < 8
+
+
 def test_an_index_needs_no_history():
     make = lambda seed: Plan(
         {"a": [3, 4], "b": [9]}, {"x": 0.7, "y": 0.3}, {"x": {"a": 1}, "y": {"a": 1, "b": 2}}, seed
