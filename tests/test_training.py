@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from unigs.callbacks import EMA, Evaluation, Preemption, SampledValidation, Throughput, read_ema
 from unigs.data import UniGSData, stack_samples
 from unigs.export import export_pipeline, load_checkpoint
+from unigs.fit import run_lightning
 from unigs.pipeline import UniGSPipeline
 from unigs.records import TASKS, UnigsError
 from unigs.tasks import TaskOptions
@@ -162,6 +163,29 @@ def test_export_writes_the_average_and_replaces_only_pipelines(fitted, tmp_path)
         export_pipeline(checkpoint, str(tmp_path / "mine"))
     with pytest.raises(UnigsError, match="nowhere"):
         export_pipeline("nowhere.ckpt", str(out))
+
+
+def test_a_checkpoint_of_the_command_line_exports(base, shards, tmp_path, monkeypatch):
+    """LightningCLI adds names of its own to the stored hyperparameters."""
+    monkeypatch.chdir(tmp_path)
+    flags = {
+        "model": "unigs.training.UniGS",
+        "model.base": base,
+        "data": "unigs.data.UniGSData",
+        "data.shards": f"[{shards}]",
+        "data.tasks.resolution_px": 64,
+        "data.global_batch_size": 2,
+        "data.steps_per_epoch": 1,
+        "data.num_workers": 0,
+        "trainer.max_steps": 1,
+        "trainer.limit_val_batches": 0,
+        "trainer.accelerator": "cpu",
+        "trainer.enable_progress_bar": "false",
+        "trainer.default_root_dir": tmp_path,
+    }
+    assert run_lightning(["fit", *(f"--{name}={value}" for name, value in flags.items())]) == 0
+    export_pipeline(str(next(tmp_path.rglob("*.ckpt"))), str(tmp_path / "pipeline"))
+    UniGSPipeline.load(str(tmp_path / "pipeline"))
 
 
 def test_a_checkpoint_of_another_shape_is_refused_by_name(fitted, base):

@@ -39,7 +39,8 @@ def load_checkpoint(path: str, ema: bool = True) -> UniGS:
     if not Path(path).is_file():
         raise UnigsError(f"expected a checkpoint file, found none at {path!r}")
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    model = UniGS(**checkpoint["hyper_parameters"])
+    settings = checkpoint["hyper_parameters"].items()
+    model = UniGS(**{k: v for k, v in settings if not k.startswith("_")})  # LightningCLI adds some
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"], strict=False)
     averaged = read_ema(checkpoint) if ema else None
