@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from unigs.codec import DecodeError, decode_colormap, encode_colormap
-from unigs.codec.dichotomy import TIE, collect_colours, colour_features, dichotomise
+from unigs.codec.colours import collect_colours, colour_features
+from unigs.codec.dichotomy import TIE, dichotomise
 
 
 def noisy_map(seed: int, size: int = 48, entities: int = 6, sigma: float = 6) -> torch.Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unigs.codec import PaletteError, encode_colormap
-from unigs.codec.dichotomy import colour_features
+from unigs.codec.colours import colour_features
 from unigs.codec.palette import MAX_CELLS, cell_colours, legal_colours
 from unigs.records import Skips
 

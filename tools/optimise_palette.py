@@ -12,8 +12,8 @@ annealing over swaps of two cells minimises a sum of three costs, each exp(-dist
    line between theirs, because the blurred border of that pair would look like this entity;
 3. distance from black in the upper left corner, which coarse grids are made of.
 
-The scale of cost 1 is small, which makes the sum a soft minimum: the worst pair decides. Distance is
-the smaller of Lab's and half of RGB's: an autoencoder trained on RGB confuses pairs that are near
+The scale of cost 1 is small, which makes the sum a soft minimum: the worst pair decides. Distance
+is the smaller of Lab's and half of RGB's: an autoencoder trained on RGB confuses pairs that are near
 in RGB even where Lab holds them wide apart.
 """
 
@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import trange
 
-from unigs.codec.dichotomy import colour_features
+from unigs.codec.colours import colour_features
 from unigs.codec.palette import MAX_CELLS, cell_colours, legal_colours
 
 CELLS = MAX_CELLS

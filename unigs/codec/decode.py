@@ -13,16 +13,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unigs.codec.dichotomy import (
+from unigs.codec.colours import (
     Colours,
     Features,
     collect_colours,
     colour_features,
-    dichotomise,
     snap,
-    split_by_means,
     sum_by,
 )
+from unigs.codec.dichotomy import dichotomise, split_by_means
 from unigs.codec.palette import MAX_CELLS, legal_colours
 from unigs.codec.refine import fill_holes, nearest_legal, refine_colormap
 from unigs.records import UnigsError

@@ -52,7 +52,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unigs.codec.dichotomy import sum_by
+from unigs.codec.colours import sum_by
 from unigs.codec.palette import cell_colours, legal_colours
 from unigs.codec.regions import count_pairs, label_regions, list_contacts, unite
 
