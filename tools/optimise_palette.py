@@ -1,20 +1,20 @@
 """Derive which palette colour each cell owns, and write ``unigs/codec/cell_colours.py``.
 
-    python tools/optimise_palette.py            the published table, seed 0, some minutes
-    python tools/optimise_palette.py --report   distances of the table in the package, and lexical
+    python tools/optimise_palette.py            the published table: seed 0, 4 million steps
+    python tools/optimise_palette.py --report   distances of the package's table, and of lexical
 
-121 of the 124 colours are given to the 11 x 11 cells; the three nearest to black are left out. Simulated
-annealing over swaps of two cells minimises a sum of three costs, each exp(-distance / scale):
+121 of the 124 colours are given to the 11 x 11 cells; the three nearest to black are left out.
+Simulated annealing over swaps of two cells minimises a sum of three costs, exp(-distance / scale):
 
 1. between cells up to two apart: the distance of their colours, king's neighbours counting most,
    since entities whose centres lie in such cells are the ones that touch;
-2. between a cell and each pair of neighbouring cells near it: the RGB distance of its colour from the
-   line between theirs, because the blurred border of that pair would look like this entity;
+2. between a cell and each pair of neighbouring cells near it: the RGB distance of its colour from
+   the line between theirs, because the blurred border of that pair would look like this entity;
 3. distance from black in the upper left corner, which coarse grids are made of.
 
 The scale of cost 1 is small, which makes the sum a soft minimum: the worst pair decides. Distance
-is the smaller of Lab's and half of RGB's: an autoencoder trained on RGB confuses pairs that are near
-in RGB even where Lab holds them wide apart.
+is the smaller of Lab's and half of RGB's: an autoencoder trained on RGB confuses pairs that are
+near in RGB even where Lab holds them wide apart.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from kornia.color import rgb_to_lab
 from tqdm import trange
 
-from unigs.codec.colours import colour_features
 from unigs.codec.palette import MAX_CELLS, cell_colours, legal_colours
 
 CELLS = MAX_CELLS
@@ -37,7 +37,8 @@ TABLE = Path(__file__).parents[1] / "unigs" / "codec" / "cell_colours.py"
 def measure_colours() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lab and separating distances of pairs [125, 125]; RGB distance of c from a-b [a, b, c]."""
     rgb = legal_colours()
-    lab = colour_features(rgb, "lab").t().numpy()
+    lab = rgb_to_lab(rgb.t().float()[:, None] / 255)[:, 0].t().double().numpy()
+    lab = np.round(lab * 2**14) / 2**14  # a library's last bits must not steer the annealing
     lab_distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1)
     points = rgb.numpy().astype(np.float64)
     rgb_distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
