@@ -71,7 +71,7 @@ def test_entity_mode_is_a_full_partition(labels: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("cells", [7, 11, None])
 def test_round_trip_with_other_grids_and_random_colours(cells: int | None) -> None:
-    labels = draw_cells(10, seed=1, size=64)
+    labels = draw_cells(10, seed=1)
     if cells is None:
         colormap = encode_colormap(labels, assignment="random", seeds=[5])
     else:

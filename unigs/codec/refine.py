@@ -63,6 +63,8 @@ PASSAGE = 12.0
 neighbours (64 apart) under a blur of 3 px, twice what noise of sigma 12 leaves after smoothing."""
 SLOPE = 20.0
 """Mean colour step at a contact of cores above which it is a border, not a drift."""
+APART = 48.0
+"""Distance of two regions' means from which on they are two entities, however soft their border."""
 SHARE = 0.1
 """Part of the smaller region's outline that a contact by drift takes at least."""
 DRIFT = 44.0
@@ -231,7 +233,11 @@ def join_drifted(region: Tensor, colour: Tensor) -> Tensor:
     low, high, contacts, row = count_pairs(a, b, count)
     smooth_contact = sum_by(row, len(low), step) < (SLOPE * UNIT) ** 2 * contacts
     wide = contacts >= SHARE * torch.minimum(outline[low], outline[high])
-    root = unite(low[smooth_contact & wide], high[smooth_contact & wide], count)
+    area = torch.bincount(flat + 1, minlength=count + 1)[1:]
+    mean = sum_by(flat + 1, count + 1, channels.double())[:, 1:] / (area * UNIT)
+    alike = (mean[:, low] - mean[:, high]).square().sum(0) < APART**2
+    joined = smooth_contact & wide & alike
+    root = unite(low[joined], high[joined], count)
     number = root.unique(return_inverse=True)[1]
     return torch.where(region >= 0, number[region.clamp(min=0)], -1)
 
