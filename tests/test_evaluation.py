@@ -138,6 +138,8 @@ def test_an_interrupted_evaluation_continues(data, tmp_path):
 
 
 def test_ranks_share_the_work_and_agree(data, tmp_path):
+    dealt = [InputLoader(data, 5, TASKS, rank=rank, world_size=3).batches for rank in range(3)]
+    assert sorted(i for mine in dealt for batch in mine for i in batch) == list(range(20))
     alone = evaluate(RandomFloor(), data, tmp_path / "one", samples_per_task=5)
     for rank in (2, 1):
         shared = {"samples_per_task": 5, "rank": rank, "world_size": 3}
