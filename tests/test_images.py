@@ -11,6 +11,7 @@ from unigs.images import (
     UnreadableImage,
     check_image,
     decode_image,
+    decode_picture,
     encode_image,
     read_header,
     strip_orientation,
@@ -60,10 +61,10 @@ def test_16_bit_is_scaled_not_clipped():
 
 def test_draft_suffices_and_keeps_aspect():
     data = encode_image(draw(400, 600))
-    small = decode_image(data, at_least_px=(70, 50))
+    small = np.array(decode_picture(data, at_least_px=(70, 50)))
     assert 50 <= small.shape[0] < 400
     assert 70 <= small.shape[1] < 600
-    assert decode_image(data, at_least_px=(600, 400)).shape == (400, 600, 3)
+    assert decode_picture(data, at_least_px=(600, 400)).size == (600, 400)
 
 
 @pytest.mark.parametrize(

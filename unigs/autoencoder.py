@@ -90,7 +90,7 @@ class Autoencoder(L.LightningModule):
     def on_train_end(self) -> None:
         """Save with the scale that gives latents a unit spread, as Stable Diffusion's has."""
         spread = sum(self._latent_stds) / len(self._latent_stds)
-        self.vae.register_to_config(scaling_factor=1 / spread)
+        self.vae.register_to_config(scaling_factor=1 / spread, _name_or_path="")
         if self.global_rank == 0:
             Path(self.hp.out).mkdir(parents=True, exist_ok=True)
             self.vae.half().save_pretrained(self.hp.out)

@@ -75,8 +75,8 @@ def open_image(data: bytes) -> Iterator[Image.Image]:
         raise UnreadableImage("picture unreadable", f"{type(error).__name__}: {error}") from error
 
 
-def decode_image(data: bytes, at_least_px: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode a picture of any format and channel mode.
+def decode_picture(data: bytes, at_least_px: tuple[int, int] | None = None) -> Image.Image:
+    """Decode a picture of any format and channel mode, as PIL holds it.
 
     Args:
         data: the encoded file.
@@ -84,7 +84,7 @@ def decode_image(data: bytes, at_least_px: tuple[int, int] | None = None) -> np.
             1/8, 1/4, 1/2 and full scale that is no smaller, which saves most of the time.
 
     Returns:
-        uint8 [H, W, 3]. Alpha is dropped, grey is repeated, 16 bits are scaled to 8.
+        A loaded RGB picture. Alpha is dropped, grey is repeated, 16 bits are scaled to 8.
 
     Raises:
         UnreadableImage: empty, unknown, too large, truncated or corrupt.
@@ -95,8 +95,14 @@ def decode_image(data: bytes, at_least_px: tuple[int, int] | None = None) -> np.
         if image.mode.startswith("I"):  # 16 bit: PIL's own convert would clip to white
             grey = np.asarray(image).astype(np.uint32)
             grey8 = ((np.minimum(grey, 65_535) + 128) // 257).astype(np.uint8)
-            return np.repeat(grey8[..., None], 3, axis=2)
-        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+            return Image.fromarray(grey8).convert("RGB")
+        image.load()  # or the pixels would go with the file
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """The same as an array, uint8 [H, W, 3]."""
+    return np.array(decode_picture(data))
 
 
 def read_header(data: bytes) -> Header:

@@ -12,7 +12,7 @@ from math import ceil
 import numpy as np
 from PIL import Image
 
-from unigs.images import decode_image
+from unigs.images import decode_picture
 from unigs.records import Annotated
 
 
@@ -50,7 +50,7 @@ def crop_labels(labels: np.ndarray, crop: Crop, size: int) -> np.ndarray:
     steps = (np.arange(size) + 0.5) * crop.side_px / size  # centres of the target pixels
     rows = crop.top_px + steps.astype(np.int64)
     cols = crop.left_px + steps.astype(np.int64)
-    return labels[np.ix_(rows, cols[::-1] if crop.flip else cols)]
+    return labels.take(rows, 0).take(cols[::-1] if crop.flip else cols, 1)  # faster than np.ix_
 
 
 def crop_image(annotated: Annotated, crop: Crop, size: int) -> np.ndarray:
@@ -66,13 +66,11 @@ def crop_image(annotated: Annotated, crop: Crop, size: int) -> np.ndarray:
     """
     height, width = annotated.labels.shape
     shrink = size / crop.side_px
-    pixels = decode_image(annotated.image, (ceil(width * shrink), ceil(height * shrink)))
-    k = pixels.shape[1] / width  # [H', W', 3]
+    whole = decode_picture(annotated.image, (ceil(width * shrink), ceil(height * shrink)))
+    k = whole.width / width
     left, top, side = crop.left_px * k, crop.top_px * k, crop.side_px * k
-    box = (left, top, min(left + side, pixels.shape[1]), min(top + side, pixels.shape[0]))
-    square = Image.fromarray(pixels).resize(
-        (size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0
-    )
+    box = (left, top, min(left + side, whole.width), min(top + side, whole.height))
+    square = whole.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
     array = np.asarray(square)
     array = array[:, ::-1] if crop.flip else array
     return np.ascontiguousarray(array.transpose(2, 0, 1))  # [3, size, size]
