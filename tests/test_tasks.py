@@ -199,3 +199,18 @@ def test_coarse_masks_cover_their_entity_and_stay_near_it(seed, blob):
     assert top - box[1] <= reach
     assert box[2] - left - 40 <= reach
     assert box[3] - top - 30 <= reach
+
+
+def test_boxes_are_extended_by_up_to_the_given_part_of_the_room():
+    mask = np.zeros((100, 100), bool)
+    mask[40:60, 40:60] = True
+    options = dataclasses.replace(OPTIONS, arbitrary_mask_percent=0.0, extension=0.5)
+    boxes = [
+        entity_box(draw_coarse_mask([mask], options, rng(0, i, "coarse mask"))) for i in range(200)
+    ]
+    out = np.array(
+        [[40 - left, 40 - top, right - 60, bottom - 60] for left, top, right, bottom in boxes]
+    )
+    assert out.min() >= 0
+    assert out.max() <= 20
+    assert (abs(out.mean(0) - 10) < 2).all()  # uniform over half of the 40 px beside it
