@@ -38,10 +38,10 @@ def test_help_names_every_verb(capsys):
     assert capsys.readouterr().out.strip() == __version__
 
 
-def test_bad_input_ends_in_words_and_code_1(capsys, tmp_path):
+def test_bad_input_ends_in_words_and_a_code(capsys, tmp_path):
     assert main(["shards", "--coco", str(tmp_path / "none"), "--out", str(tmp_path / "o")]) == 1
     assert str(tmp_path / "none") in capsys.readouterr().err
-    assert main(["dance"]) == 1
+    assert main(["dance"]) == 2
     assert "dance" in capsys.readouterr().err
 
 

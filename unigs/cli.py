@@ -84,14 +84,14 @@ def main(words: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(__version__)
         return 0
+    verb = find_verb(words)
+    if words[0] not in TRAINING and verb is None:
+        known = ", ".join([*TRAINING, *VERBS])
+        print(f"unigs: expected a verb of {known}, got {words[0]!r}", file=sys.stderr)
+        return 2
     try:
-        if words[0] in TRAINING:
-            return run_training(words)
-        verb = find_verb(words)
         if verb is None:
-            raise UnigsError(
-                f"expected a verb of {', '.join([*TRAINING, *VERBS])}, got {words[0]!r}"
-            )
+            return run_training(words)
         run_verb(verb, words[len(verb.split()) :])
     except UnigsError as error:
         if os.environ.get("UNIGS_TRACEBACK"):

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from unigs.callbacks import PREEMPTED_EXIT_CODE, Preemption
 
@@ -59,8 +60,11 @@ def run_lightning(words: list[str]) -> int:
         words: the command line from the verb on.
 
     Returns:
-        0, or ``PREEMPTED_EXIT_CODE`` if the run was preempted and saved.
+        0, or ``PREEMPTED_EXIT_CODE`` if the run was preempted and saved. Lightning's own launcher
+        kills the first rank as soon as a child fails, so its children then return 0.
     """
-    callbacks = make_cli(words).trainer.callbacks  # type: ignore[attr-defined]
-    preempted = any(isinstance(c, Preemption) and c.preempted for c in callbacks)
-    return PREEMPTED_EXIT_CODE if preempted else 0
+    trainer = make_cli(words).trainer
+    preempted = any(isinstance(c, Preemption) and c.preempted for c in trainer.callbacks)  # type: ignore[attr-defined]
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    is_child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+    return PREEMPTED_EXIT_CODE if preempted and not is_child else 0
