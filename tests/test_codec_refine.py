@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from test_codec_palette import label_maps
 
 from unigs.codec import DecodeError, decode_colormap, encode_colormap
-from unigs.codec.refine import assign_borders, fill_holes, find_cores, measure_sharpness
+from unigs.codec.refine import assign_borders, fill_holes, find_cores
 from unigs.codec.regions import label_regions
+from unigs.codec.sharpness import measure_sharpness
 
 
 def draw_cells(entities: int, seed: int, size: int = 128) -> torch.Tensor:
@@ -124,6 +125,17 @@ def test_a_blend_is_no_core_but_a_thin_entity_is() -> None:
     assert not core[0, 4:14, 29:31].any()
     assert core[0, 19:21, 45:65].any(0).all()
     assert core[0, :, :24].all()
+
+
+def test_small_blurred_maps_keep_entities_of_a_few_pixels() -> None:
+    for seed in range(3):
+        labels = draw_cells(12, seed, size=48)
+        found = decode_colormap(corrupt(encode_colormap(labels), 0.9, 1, seed))
+        assert best_ious(labels, found.labels[0]).mean() > 0.9
+    bar = torch.zeros(64, 64, dtype=torch.long)
+    bar[30:33, 20:36] = 1  # three pixels thin, on black
+    found = decode_colormap(corrupt(encode_colormap(bar), 1.0, 1), mode="foreground").labels[0]
+    assert best_ious(bar, found).min() > 0.75
 
 
 def test_a_black_hole_in_an_entity_is_filled_and_a_black_neighbour_is_not() -> None:

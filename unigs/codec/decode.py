@@ -23,7 +23,8 @@ from unigs.codec.colours import (
 )
 from unigs.codec.dichotomy import dichotomise, split_by_means
 from unigs.codec.palette import MAX_CELLS, legal_colours
-from unigs.codec.refine import fill_holes, nearest_legal, refine_colormap
+from unigs.codec.refine import fill_holes, refine_colormap
+from unigs.codec.sharpness import nearest_legal
 from unigs.records import UnigsError
 
 

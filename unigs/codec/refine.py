@@ -34,8 +34,11 @@ the nearest of the true colours, can tell a blend from an entity. Four facts can
    it was before a symmetric blur.
 
 How much to smooth, and whether to look for blends at all, is read off each picture by
-:func:`measure_sharpness`: in an unblurred one a jump stands between two flat pixels, so that every
-pixel is a core and shapes of one pixel survive. A clean map therefore returns exactly.
+:func:`unigs.codec.sharpness.measure_sharpness`: in an unblurred one a jump stands between two flat
+pixels, so that every pixel is a core and shapes of one pixel survive. A clean map therefore returns
+exactly. Where noise is small against the borders' own slopes (a small map out of a VAE), smoothing
+would cost entities a few pixels wide their cores: such a picture is read as it is, pixel by pixel,
+a slope is what is steep for its borders, and the least entity is a part of the picture.
 
 What is lost: an entity so thin or small that the blur leaves no extremum; two touching entities
 whose colours a corruption made one; an island dropped because it is small and out of place.
@@ -46,8 +49,6 @@ not depend on batch, device or threads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,12 +56,15 @@ from torch import Tensor
 from unigs.codec.colours import sum_by
 from unigs.codec.palette import cell_colours, legal_colours
 from unigs.codec.regions import count_pairs, label_regions, list_contacts, unite
+from unigs.codec.sharpness import (
+    PASSAGE,
+    UNIT,
+    Sharpness,
+    measure_sharpness,
+    nearest_legal,
+    sum_channels,
+)
 
-UNIT = 8
-"""Smoothed colours are whole eighths of a level: products of two differences stay exact."""
-PASSAGE = 12.0
-"""Levels per two pixels from which on a colour is passed through: half the slope of two legal
-neighbours (64 apart) under a blur of 3 px, twice what noise of sigma 12 leaves after smoothing."""
 SLOPE = 20.0
 """Mean colour step at a contact of cores above which it is a border, not a drift."""
 APART = 48.0
@@ -69,22 +73,14 @@ SHARE = 0.1
 """Part of the smaller region's outline that a contact by drift takes at least."""
 DRIFT = 44.0
 """Farthest a region out of place may be from the colour it should have: 2/3 of a palette step."""
-QUIET, SHARP, CLEAN = 6.0, 0.5, 9.0
-"""Noise sigma; ratio of steps beside a jump to the jump; squared distance from legal colours."""
-RINGS_PX = (2, 4, 6, 9)
+RINGS_PX = (1, 2, 3, 4, 6, 9)
 CLEAR_PX, CLEAR_SHARP_PX, TRACE_PX = 100, 12, 3
 """Core pixels that make a region an entity without its place (blurred, sharp), and with it."""
+SPECK = 2600
+"""Pixels of a picture per core pixel of ``CLEAR_PX`` where noise does not decide: between fine
+pictures of any size the least entity is the same part of the picture, 100 px of 512 x 512."""
 HOLE = 0.25
 """Largest black hole, as a part of the entity around it, that is filled."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Sharpness:
-    """Per image, bool [B]: little noise; not blurred; nothing but legal colours."""
-
-    quiet: Tensor
-    sharp: Tensor
-    clean: Tensor
 
 
 def refine_colormap(colormap: Tensor, cells: int | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,58 +108,6 @@ def refine_colormap(colormap: Tensor, cells: int | None) -> tuple[Tensor, Tensor
     return entity[region], code // shades, code % shades
 
 
-def nearest_legal(colour: Tensor, unit: float = 1) -> Tensor:
-    """Number of the nearest legal colour of float [B, 3, ...], 1 / unit levels; int64 [B, ...]."""
-    level = ((colour + 32 * unit) / (64 * unit)).floor().long()
-    return level[:, 0] * 25 + level[:, 1] * 5 + level[:, 2]
-
-
-def measure_sharpness(raw: Tensor) -> Sharpness:
-    """Read noise, blur and legality off a picture, float [B, 3, H, W] in 1 / UNIT levels."""
-    b = len(raw)
-    code = nearest_legal(raw, UNIT)
-    legal = legal_colours(raw.device).float() * UNIT
-    jumps = raw.new_zeros(3, b, dtype=torch.double)  # at, beside jumps; illegality
-    noise = None
-    count = raw.new_zeros(b, dtype=torch.double)
-    for axis in (3, 2):
-        size = raw.shape[axis] - 1
-        step = sum_channels(raw.narrow(axis, 1, size) - raw.narrow(axis, 0, size))
-        here, there = code.narrow(axis - 1, 0, size), code.narrow(axis - 1, 1, size)
-        image, y, x = (here != there).nonzero(as_tuple=True)
-        if noise is None:
-            # The median of a step's square, 2.37 for three channels of variance 2 each: plateaus
-            # outnumber borders.
-            noise = _median(step[:, ::4].flatten(1)) / 4.73
-        at = step[image, y, x] - 6 * noise[image]
-        last = step.shape[axis - 1] - 1
-        place = x if axis == 3 else y
-        beside = torch.zeros_like(at)
-        for shift in (-1, 1):
-            other = (place + shift).clamp(0, last)
-            value = step[image, y, other] if axis == 3 else step[image, other, x]
-            beside += torch.where(other != place, value - 6 * noise[image], 0)
-        pixel = raw[image, :, y, x]
-        off = (pixel - legal[code[image, y, x]]).square().sum(1)
-        jumps += torch.stack([sum_by(image, b, v.round().double()) for v in (at, beside, off)])
-        count += sum_by(image, b, torch.ones_like(at, dtype=torch.double))
-    assert noise is not None
-    clean = jumps[2] <= CLEAN * UNIT**2 * count
-    quiet = noise < (QUIET * UNIT) ** 2
-    return Sharpness(quiet, clean | (quiet & (jumps[1] < SHARP * jumps[0])), clean)
-
-
-def _median(values: Tensor) -> Tensor:
-    """The lower median of each row, 0 for empty rows."""
-    return values.median(1).values if values.shape[1] else values.new_zeros(len(values))
-
-
-def sum_channels(difference: Tensor) -> Tensor:
-    """Squared length over the channels of float [B, 3, ...]: whole numbers, exact in float32."""
-    first, second, third = difference.unbind(1)
-    return (first * first).addcmul_(second, second).addcmul_(third, third)
-
-
 def smooth(raw: Tensor, times: int) -> Tensor:
     """Binomial filter of 2 * times + 1 taps on both axes, rounded to whole 1 / UNIT levels."""
     colour = F.pad(raw, (times,) * 4, mode="replicate")
@@ -185,18 +129,25 @@ def find_cores(raw: Tensor, state: Sharpness) -> tuple[Tensor, Tensor]:
         return mask[:, None, None, None]
 
     colour = torch.where(per_image(state.quiet), smooth(raw, 1), smooth(raw, 2))
-    passed = measure_passage(colour)
-    core = (passed < (PASSAGE * UNIT) ** 2) | state.sharp[:, None, None]
+    colour = torch.where(per_image(state.fine), raw, colour)
+    core = measure_passage(colour, 2) < (PASSAGE * UNIT) ** 2
+    if bool(state.fine.any()):
+        passed = measure_passage(colour, 1) >= state.steep[:, None, None]
+        core = torch.where(state.fine[:, None, None], ~passed, core)
+    core |= state.sharp[:, None, None]
     core |= ~core.flatten(1).any(1)[:, None, None]  # a picture of nothing but slopes
     return core, torch.where(per_image(state.sharp), raw, colour)
 
 
-def measure_passage(colour: Tensor) -> Tensor:
-    """Greatest inner product, over four directions, of the steps before and after a pixel."""
+def measure_passage(colour: Tensor, reach: int) -> Tensor:
+    """Greatest inner product, over four directions, of the steps before and after a pixel.
+
+    Steps are of ``reach`` pixels, 1 or 2, along the axes and of one on the diagonals.
+    """
     padded = _pad_odd(_pad_odd(colour, 3), 2)
     h, w = colour.shape[2:]
     best: Tensor | None = None
-    for dy, dx in ((0, 2), (2, 0), (1, 1), (1, -1)):
+    for dy, dx in ((0, reach), (reach, 0), (1, 1), (1, -1)):
         before = padded[..., 2 - dy : 2 - dy + h, 2 - dx : 2 - dx + w]
         after = padded[..., 2 + dy : 2 + dy + h, 2 + dx : 2 + dx + w]
         back, ahead = colour - before, after - colour
@@ -265,7 +216,10 @@ def identify(
     mean = torch.stack([total(channel) for channel in colour.unbind(1)], 1)
     mean = mean / (area[:, None] * UNIT)  # [R, 3]
     legal = nearest_legal(mean.t()[None])[0]
-    clear = area >= torch.where(state.sharp, CLEAR_SHARP_PX, CLEAR_PX)[image]
+    share = min(max(h * w // SPECK, CLEAR_SHARP_PX), CLEAR_PX)
+    need = torch.where(state.fine, share, CLEAR_PX)
+    trace = torch.where(state.fine, max(share // 10, TRACE_PX), TRACE_PX)[image]
+    clear = area >= torch.where(state.sharp, CLEAR_SHARP_PX, need)[image]
     placed = torch.ones_like(clear)
     if cells is not None:
         y = total(torch.arange(h, device=region.device)[:, None] + 0.5) * cells / h
@@ -274,7 +228,7 @@ def identify(
     shades = len(legal_colours())
     certain = torch.zeros(b * shades, dtype=torch.bool, device=region.device)
     certain[(image * shades + legal)[clear]] = True
-    kept = clear | ((area >= TRACE_PX) & (placed | certain[image * shades + legal]))
+    kept = clear | ((area >= trace) & (placed | certain[image * shades + legal]))
     kept |= state.clean[image]
     none = sum_by(image, b, kept.double()) == 0  # a picture of nothing but doubt keeps it all
     return kept | none[image], image, legal
