@@ -6,8 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
-IMAGES ?= 240
-STEPS ?= 300
+IMAGES ?= 600
+STEPS ?= 900
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,7 +26,7 @@ lock:  ## resolve the newest allowed versions into requirements.lock
 	$(BIN)/uv pip compile setup.cfg --extra eval --extra remote --extra dev --universal \
 	  --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade -q -o requirements.lock
 
-quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one picture (10 minutes, 2 cores)
+quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one picture (7 minutes, 2 cores)
 	$(BIN)/unigs synthetic --out $(RUN)/data --images $(IMAGES)
 	$(BIN)/unigs shards --coco $(RUN)/data/coco --openimages $(RUN)/data/openimages \
 	  --entityseg $(RUN)/data/entityseg --out $(RUN)/shards
