@@ -1,0 +1,72 @@
+"""The small autoencoder: trains, saves, and holds the ceiling it ships with."""
+
+from __future__ import annotations
+
+import lightning as L
+import pytest
+import torch
+
+from unigs.autoencoder import Autoencoder, edge_loss
+from unigs.codec import decode_colormap, encode_colormap
+from unigs.data import UniGSData
+from unigs.diffusion.base import AUTOENCODER, load_vae
+from unigs.diffusion.encoders import to_signed, to_uint8
+from unigs.metrics.segmentation import EntityQuality
+from unigs.synthetic import draw_scene, scene_seed
+from unigs.tasks import TaskOptions
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return load_vae(str(AUTOENCODER))
+
+
+def test_the_shipped_autoencoder_is_small_and_stock(vae):
+    files = list(AUTOENCODER.iterdir())
+    assert sum(file.stat().st_size for file in files) < 4 * 2**20
+    assert {file.suffix for file in files} == {".json", ".safetensors", ".md"}
+
+
+@pytest.mark.parametrize(("drawn", "ceiling"), [(None, 0.80), (2, 0.94)])
+def test_truth_through_palette_autoencoder_and_decoder_reaches_its_ceiling(vae, drawn, ceiling):
+    """All entities, or two of them on black; test scenes, which it never saw."""
+    scenes = [draw_scene(scene_seed("test", i), 64).labels.astype("int32") for i in range(100)]
+    labels = torch.stack([torch.from_numpy(scene) for scene in scenes])
+    if drawn:
+        labels[labels > drawn] = 0
+    with torch.no_grad():
+        passed = vae(to_signed(encode_colormap(labels, cells=7))).sample
+    mode = "foreground" if drawn else "entity"
+    quality = EntityQuality()
+    quality.update(decode_colormap(to_uint8(passed), mode=mode, cells=7).labels, labels)
+    assert quality.compute()["miou"] > ceiling
+
+
+def test_latents_have_unit_spread(vae):
+    pictures = [draw_scene(scene_seed("test", i), 64).image for i in range(16)]
+    pixels = torch.stack([torch.from_numpy(p).permute(2, 0, 1) for p in pictures])
+    with torch.no_grad():
+        latents = vae.encode(to_signed(pixels)).latent_dist.mode() * vae.config.scaling_factor
+    assert 0.5 < latents.std() < 2
+
+
+def test_edge_loss_sees_borders_and_not_levels():
+    picture = torch.rand(1, 3, 8, 8)
+    assert edge_loss(picture + 0.3, picture) < 1e-6
+    assert edge_loss(torch.nn.functional.avg_pool2d(picture, 3, 1, 1), picture) > 0.01
+
+
+def test_training_saves_a_folder_that_loads_and_can_be_gone_on_from(shards, tmp_path):
+    data = UniGSData(
+        [shards], TaskOptions(32), global_batch_size=2, steps_per_epoch=1, num_workers=0,
+        val_samples_per_task=1, val_batch_size=1,
+    )  # fmt: skip
+    out = str(tmp_path / "vae")
+    model = Autoencoder(total_steps=2, start_from=str(AUTOENCODER), out=out)
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    assert load_vae(out).config.scaling_factor > 0
