@@ -6,6 +6,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionInpaintPipeline, UNet2DConditionModel
 
+from unigs.codec import encode_colormap
+from unigs.diffusion.objective import draw_noise
 from unigs.pipeline import UniGSPipeline, fit_size, make_sampler, resize_labels, resize_pixels
 from unigs.records import TASKS, UnigsError
 
@@ -62,8 +64,6 @@ def test_known_pixels_are_kept(pipeline, inputs):
 
 def test_clamping_returns_the_known_stream(pipeline, inputs):
     """The clamped colormap of a synthesis is the given one, through the VAE."""
-    from unigs.codec import encode_colormap
-
     labels = torch.zeros(1, 64, 64, dtype=torch.int32)
     labels[:, 8:40, 8:50] = 1
     out = pipeline("synthesis", labels=labels, prompt="x", given_stream="clamp", **FAST)
@@ -148,3 +148,20 @@ def test_a_folder_without_a_pipeline_and_a_stock_pipeline_are_refused(tmp_path, 
     stock = StableDiffusionInpaintPipeline.from_pretrained(base, safety_checker=None)
     with pytest.raises(UnigsError, match="joint UNet"):
         UniGSPipeline(stock.vae, stock.text_encoder, stock.tokenizer, stock.unet, stock.scheduler)
+
+
+def test_a_clamped_stream_is_its_renoised_truth_at_every_step(pipeline):
+    labels = torch.zeros(1, 64, 64, dtype=torch.int32)
+    labels[:, 8:40, 8:50] = 1
+    seen = []
+    hook = pipeline.unet.register_forward_pre_hook(lambda _, args: seen.append(args[:2]))
+    try:
+        pipeline("synthesis", labels=labels, prompt="x", given_stream="clamp", steps=3, guidance=1)
+    finally:
+        hook.remove()
+    truth = pipeline.towers.encode_pixels(encode_colormap(labels, cells=5))
+    noise = draw_noise(0, [0], (8, *truth.shape[-2:]), "sampling")[:, 4:]
+    assert len(seen) == 3
+    for joined, step in seen:
+        expected = pipeline.scheduler.add_noise(truth, noise, step.expand(1))
+        torch.testing.assert_close(joined[:, 4:8], expected, rtol=1e-4, atol=1e-4)
