@@ -181,7 +181,9 @@ class UniGSPipeline(DiffusionPipeline):
             task, latents, steps, solver, guidance, colormap_guidance, given_stream, seed,
             list(indices if indices is not None else range(batch)), progress,
         )  # fmt: skip
-        picture, colormap = (self.towers.decode_latents(z) for z in streams.split(4, dim=1))
+        picture, colormap = (
+            self.towers.decode_latents(z) for z in streams.split(LATENT_CHANNELS, dim=1)
+        )
         mode = "foreground" if RECIPES[task].draws else "entity"
         options = {"mode": mode, "cells": self.config.palette_cells, **(decode or {})}
         decoded = decode_colormap(colormap, **options)

@@ -18,7 +18,7 @@ from unigs.callbacks import read_ema
 from unigs.codec.palette import MAX_CELLS
 from unigs.diffusion.base import load_components
 from unigs.diffusion.denoiser import denoise, widen_unet
-from unigs.diffusion.encoders import encode_batch
+from unigs.diffusion.encoders import LATENT_CHANNELS, encode_batch
 from unigs.diffusion.objective import (
     branch_losses,
     draw_noise,
@@ -117,16 +117,13 @@ class UniGS(L.LightningModule):
         image, colormap = self.losses(batch)  # [B] each
         hp = self.hp
         loss = (hp.image_weight * image + hp.colormap_weight * colormap).mean()
-        size = len(batch)
+        size, rows = len(batch), batch.task.tolist()  # one wait for the device, not one per log
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
         for name, branch in (("image", image.detach()), ("colormap", colormap.detach())):
             self.log(f"train/{name}", branch.mean(), batch_size=size)
-            for row, task in enumerate(TASKS):
-                mine = batch.task == row
-                if mine.any():
-                    self.log(
-                        f"train/{task}/{name}", branch[mine].mean(), batch_size=int(mine.sum())
-                    )
+            for row in sorted(set(rows)):
+                mean = branch[batch.task == row].mean()
+                self.log(f"train/{TASKS[row]}/{name}", mean, batch_size=rows.count(row))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -141,12 +138,12 @@ class UniGS(L.LightningModule):
     def losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Weighted mean squared errors of the image and the colormap stream, float32 [B] each."""
         hp = self.hp
+        indices = batch.index.tolist()
         palette = {"assignment": hp.palette, "cells": hp.palette_cells}
         if hp.palette == "random":
-            palette["seeds"] = batch.index.tolist()
+            palette["seeds"] = indices
         latents = encode_batch(self.towers, batch, palette)
         clean = latents.streams  # [B, 8, h, w]
-        indices = batch.index.tolist()
         noise = draw_noise(hp.seed, indices, clean.shape[1:], "noise").to(clean.device)
         steps = self.scheduler.config.num_train_timesteps
         timesteps = draw_timesteps(hp.seed, indices, steps).to(clean.device)
@@ -157,7 +154,7 @@ class UniGS(L.LightningModule):
             prediction, target, known_share(batch.ignored, (clean.shape[-2], clean.shape[-1]))
         )
         if hp.given_stream == "clamp":
-            given = given_streams(latents.task)[:, ::4, 0, 0]  # [B, 2]
+            given = given_streams(latents.task)[:, ::LATENT_CHANNELS, 0, 0]  # [B, 2]
             losses = losses[0] * ~given[:, 0], losses[1] * ~given[:, 1]
         if hp.min_snr_gamma is not None:
             weights = snr_weights(self.scheduler, timesteps, hp.min_snr_gamma)
