@@ -25,14 +25,14 @@ ORDER = [
     ["pictures", "inspect"],
     ["transforms"],
     ["codec"],
-    ["tasks"],
+    ["tasks", "request"],
     ["data"],
     ["diffusion"],
     ["pipeline"],
     ["metrics"],
     ["evaluation", "report"],
     ["training", "callbacks", "autoencoder"],
-    ["export", "fit", "doctor"],
+    ["export", "sample", "fit", "doctor"],
     ["cli", "__main__"],
 ]
 RANK = {name: rank for rank, group in enumerate(ORDER) for name in group}

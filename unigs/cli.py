@@ -6,9 +6,10 @@ function whose signature is its command line. Nothing heavy is imported before a
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from unigs import __version__
@@ -23,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "base": ("unigs.diffusion.base:make_base", "write a base folder of random weights"),
     "export": ("unigs.export:export_pipeline", "turn a checkpoint into a pipeline folder"),
     "sheet": ("unigs.export:render_sheet", "one picture of all tasks, from a pipeline and shards"),
+    "sample": ("unigs.sample:sample_pictures", "inpaint, synthesise, refer or segment a picture"),
     "evaluate": ("unigs.evaluation.run:evaluate_models", "the paper's tables for any models"),
     "doctor": ("unigs.doctor:report_health", "look for common trouble and say what to do"),
 }
@@ -32,6 +34,8 @@ TRAINING = {
     "test": "evaluate a checkpoint by the fixed protocol",
     "predict": "run Lightning's predict loop",
 }
+
+EXAMPLES = "examples:"
 
 
 def show_help() -> None:
@@ -56,11 +60,31 @@ def find_verb(words: Sequence[str]) -> str | None:
 
 def run_verb(verb: str, words: Sequence[str]) -> None:
     """Parse ``words`` by the signature of the verb's function and call it."""
-    from jsonargparse import auto_cli
+    from jsonargparse import DefaultHelpFormatter, auto_cli
 
-    module, function = VERBS[verb][0].split(":")
+    class ExampleFormatter(DefaultHelpFormatter):
+        """Keeps the lines of the examples."""
+
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            wraps = not text.startswith(EXAMPLES)
+            return super()._fill_text(text, width, indent) if wraps else text
+
+    module, name = VERBS[verb][0].split(":")
+    function = getattr(import_module(module), name)
     sys.argv[0] = f"unigs {verb}"
-    auto_cli(getattr(import_module(module), function), args=list(words), as_positional=False)
+    auto_cli(
+        function,
+        args=list(words),
+        as_positional=False,
+        epilog=read_examples(function),
+        formatter_class=ExampleFormatter,
+    )
+
+
+def read_examples(function: Callable) -> str | None:
+    """The command lines under ``Example:`` at the end of a docstring; they end the verb's help."""
+    _, found, lines = (inspect.getdoc(function) or "").partition("\nExample:\n")
+    return f"{EXAMPLES}\n{lines}" if found else None
 
 
 def run_training(words: Sequence[str]) -> int:
