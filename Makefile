@@ -1,6 +1,6 @@
 # `make` alone prints this list. Everything runs in .venv, which `make install` fills from the lock.
 .DEFAULT_GOAL := help
-.PHONY: help install lock quickstart test test-slow lint types format shards clean
+.PHONY: help install lock quickstart benchmark ablations test test-slow lint types format shards clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -43,6 +43,34 @@ quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one 
 	@echo "  $(RUN)/sheet.png  condition, image, colormap, decoded masks, truth for each task: look at it"
 	@echo "  curves            $(BIN)/tensorboard --logdir runs"
 	@echo "Next: your own data, 'make shards COCO=... OUT=...', then 'lightning fit --config configs/joint.yaml'."
+
+BENCH := runs/benchmark
+SCENES := --size_px 80 --max_things 4 --max_stuff 2 --min_radius 0.08
+GRID := --resolution_px 64 --palette_cells 5 --min_area 0.004
+
+benchmark: install  ## draw, train, judge and score the benchmark's model (2 hours, 2 cores); resumes
+	$(BIN)/unigs synthetic --out $(BENCH)/data --images 12000 --val_images 400 $(SCENES)
+	$(BIN)/unigs synthetic --out $(BENCH)/test --images 1 --val_images 1000 --held_out test $(SCENES)
+	$(MAKE) shards COCO=$(BENCH)/data/coco OPENIMAGES=$(BENCH)/data/openimages \
+	  ENTITYSEG=$(BENCH)/data/entityseg OUT=$(BENCH)/shards
+	$(MAKE) shards COCO=$(BENCH)/test/coco OPENIMAGES=$(BENCH)/test/openimages \
+	  ENTITYSEG=$(BENCH)/test/entityseg OUT=$(BENCH)/test-shards
+	test -e $(BENCH)/base/model_index.json || $(BIN)/unigs base --preset small --out $(BENCH)/base
+	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark.yaml
+	$(BIN)/unigs export --checkpoint $(BENCH)/train/checkpoints/last.ckpt --out $(BENCH)/pipeline --half true
+	test -e $(BENCH)/judge/config.json || $(BIN)/unigs fit --config configs/judge.yaml
+	$(BIN)/unigs evaluate --models '[$(BENCH)/pipeline, oracle, oracle-vae=$(BENCH)/pipeline, floor-random]' \
+	  --shards '[$(BENCH)/test-shards]' $(GRID) --steps 20 --solver unipc --batch_size 20 \
+	  --samples_per_task 500 --segmenter $(BENCH)/judge --out $(BENCH)/evaluation
+	$(BIN)/unigs sheet --pipeline $(BENCH)/pipeline --shards '[$(BENCH)/test-shards]' --resolution_px 64 \
+	  --per_task 3 --out $(BENCH)/sheet.png
+	$(BIN)/python tools/benchmark_joint.py curves
+
+ablations: install  ## the benchmark's tables of what matters; after make benchmark (2 hours, 2 cores)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_joint.py train
+	$(BIN)/python tools/benchmark_joint.py decode
+	$(BIN)/python tools/benchmark_joint.py sample
+	$(BIN)/python tools/benchmark_joint.py tables
 
 shards: install  ## your data -> shards: make shards COCO=... OPENIMAGES=... ENTITYSEG=... OUT=...
 	@test -n "$(OUT)" || { echo "usage: make shards [COCO=dir] [OPENIMAGES=dir] [ENTITYSEG=dir] OUT=dir"; exit 2; }

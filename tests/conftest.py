@@ -10,8 +10,12 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from unigs.records import Annotated, Entity
+
+settings.register_profile("unigs", deadline=None)  # a loaded machine is not a wrong program
+settings.load_profile("unigs")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -56,17 +56,30 @@ def test_edge_loss_sees_borders_and_not_levels():
     assert edge_loss(torch.nn.functional.avg_pool2d(picture, 3, 1, 1), picture) > 0.01
 
 
-def test_training_saves_a_folder_that_loads_and_can_be_gone_on_from(shards, tmp_path):
+@pytest.mark.parametrize("freeze", [False, True])
+def test_training_saves_a_folder_that_loads_and_can_be_gone_on_from(shards, tmp_path, freeze):
+    """With the encoder frozen the latents stay what they were, to the bit."""
     data = UniGSData(
         [shards], TaskOptions(32), global_batch_size=2, steps_per_epoch=1, num_workers=0,
         val_samples_per_task=1, val_batch_size=1,
     )  # fmt: skip
     out = str(tmp_path / "vae")
-    model = Autoencoder(total_steps=2, start_from=str(AUTOENCODER), out=out)
+    model = Autoencoder(
+        total_steps=2, start_from=str(AUTOENCODER), freeze_encoder=freeze, latent_noise=0.2, out=out
+    )
     trainer = L.Trainer(
         max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False,
         enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(model, data)
-    assert load_vae(out).config.scaling_factor > 0
+    before, after = load_vae(str(AUTOENCODER)), load_vae(out)
+    pixels = torch.rand(1, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        latents = [vae.encode(pixels).latent_dist.mode() for vae in (before, after)]
+        pictures = [vae.decode(latents[0]).sample for vae in (before, after)]
+    assert torch.equal(*latents) == freeze
+    assert not torch.equal(*pictures)
+    assert after.config.scaling_factor > 0
+    if freeze:
+        assert after.config.scaling_factor == before.config.scaling_factor

@@ -115,6 +115,20 @@ def test_random_colours_are_distinct_and_a_function_of_the_seed() -> None:
         encode_colormap(labels, assignment="random")
 
 
+def test_a_gradient_follows_the_place_and_tells_every_cell_apart() -> None:
+    """Moving an entity to the right adds red, moving it down adds green, nothing else changes."""
+    for cells in range(1, 6):
+        numbers = cell_colours(cells, assignment="gradient").view(cells, cells)
+        assert len(numbers.unique()) == cells**2
+        rgb = legal_colours()[numbers].int()  # [cells, cells, 3]
+        assert (rgb.diff(dim=1)[..., 0] > 0).all()
+        assert (rgb.diff(dim=1)[..., 1:] == 0).all()
+        assert torch.equal(rgb[..., 1], rgb[..., 0].t())
+        assert (rgb[..., 2] == 128).all()
+    with pytest.raises(PaletteError, match=r"1\.\.5 cells"):
+        cell_colours(6, assignment="gradient")
+
+
 def test_neighbouring_cells_are_far_apart_in_lab_and_black_far_from_all() -> None:
     lab = colour_features(legal_colours(), "lab").t()
     grid = cell_colours().view(MAX_CELLS, MAX_CELLS)

@@ -70,15 +70,15 @@ def test_entity_mode_is_a_full_partition(labels: torch.Tensor) -> None:
         assert same_entities(decode_colormap(encode_colormap(labels)).labels[0], labels)
 
 
-@pytest.mark.parametrize("cells", [7, 11, None])
-def test_round_trip_with_other_grids_and_random_colours(cells: int | None) -> None:
+@pytest.mark.parametrize(
+    ("cells", "assignment"), [(7, "location"), (11, "location"), (5, "gradient"), (11, "random")]
+)
+def test_round_trip_with_other_grids_and_assignments(cells: int, assignment) -> None:
     labels = draw_cells(10, seed=1)
-    if cells is None:
-        colormap = encode_colormap(labels, assignment="random", seeds=[5])
-    else:
-        colormap = encode_colormap(labels, cells=cells)
+    palette = {"cells": cells, "assignment": assignment}
+    colormap = encode_colormap(labels, seeds=[5], **palette)
     for sigma, noise in ((0, 0), (1.0, 4)):
-        found = decode_colormap(corrupt(colormap, sigma, noise), cells=cells)
+        found = decode_colormap(corrupt(colormap, sigma, noise), **palette)
         assert best_ious(labels, found.labels[0]).mean() > 0.95
         assert int(found.labels.max()) == 10
 

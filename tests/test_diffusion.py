@@ -27,6 +27,7 @@ from unigs.diffusion.objective import (
     given_streams,
     known_share,
     regression_target,
+    shift_timesteps,
     snr_weights,
 )
 from unigs.records import TASKS, UnigsError
@@ -216,6 +217,20 @@ def test_unknown_cells_of_the_colormap_carry_no_loss():
     assert colormap == 0
 
 
+def test_shifted_timesteps_have_their_noise_level_raised_and_keep_their_order():
+    steps = torch.arange(1000)
+    assert torch.equal(shift_timesteps(steps, 1000, 1.0), steps)
+    shifted = shift_timesteps(steps, 1000, 3.0)
+    assert (shifted.diff() >= 0).all()
+    assert (shifted >= steps).all()
+    assert shifted.min() >= 0
+    assert shifted.max() <= 999
+    odds = (shifted + 0.5) / (999.5 - shifted)  # the map multiplies the odds u / (1 - u)
+    expected = 3 * (steps + 0.5) / (999.5 - steps)
+    middle = slice(100, 800)  # where rounding to whole steps is small
+    torch.testing.assert_close(odds[middle], expected[middle], rtol=0.02, atol=0.01)
+
+
 def test_given_streams_are_those_of_table_2():
     given = given_streams(torch.arange(4))[:, :, 0, 0]
     for row, task in enumerate(TASKS):
@@ -237,6 +252,15 @@ def test_frozen_towers_stay_frozen_and_in_evaluation_mode(components):
     assert not towers.training
     assert not towers.vae.training
     assert not any(p.requires_grad for p in towers.parameters())
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_small_text_encoders_give_a_word_the_same_embedding_wherever_it_stands(tmp_path, preset):
+    make_base(str(tmp_path / "base"), preset)
+    towers = load_components(str(tmp_path / "base")).towers
+    first, second = towers.encode_text(["find star and ring", "find ring and star"])
+    torch.testing.assert_close(first[[2, 4]], second[[4, 2]])
+    assert not torch.allclose(first[2], first[4], atol=0.1)
 
 
 def test_prompts_of_any_words_become_embeddings(components):

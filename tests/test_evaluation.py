@@ -32,6 +32,8 @@ from unigs.metrics.segmenter import load_segmenter
 from unigs.records import TASKS, Prediction, UnigsError
 from unigs.tasks import TaskOptions, write_prompt
 
+PALETTE = {"cells": 5}
+
 
 @pytest.fixture
 def data(shards):
@@ -60,7 +62,7 @@ def same(a, b):
 
 
 def test_the_oracle_is_at_the_top_and_the_floors_at_the_bottom(data, tmp_path, pipeline):
-    models = (Oracle(5), Oracle(5, pipeline.towers), RandomFloor(), EmptyFloor())
+    models = (Oracle(PALETTE), Oracle(PALETTE, pipeline.towers), RandomFloor(), EmptyFloor())
     found = [evaluate(model, data, tmp_path / model.name, samples_per_task=6) for model in models]
     oracle, through_vae, random, empty = (results["figures"] for results in found)
     for task in TASKS:
@@ -88,7 +90,7 @@ def test_figures_equal_the_metric_classes_on_the_same_predictions(data, tmp_path
 
 
 def test_the_table_alone_gives_the_means(data, tmp_path):
-    results = evaluate(Oracle(5), data, tmp_path / "out", samples_per_task=5)
+    results = evaluate(Oracle(PALETTE), data, tmp_path / "out", samples_per_task=5)
     with (tmp_path / "out" / "pictures.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 20
@@ -121,7 +123,7 @@ class Interrupted(Oracle):
 
 
 def test_an_interrupted_evaluation_continues(data, tmp_path):
-    whole = evaluate(Oracle(5), data, tmp_path / "whole", samples_per_task=5)
+    whole = evaluate(Oracle(PALETTE), data, tmp_path / "whole", samples_per_task=5)
     out = tmp_path / "parts"
     for batches in (2, 3):
         with pytest.raises(KeyboardInterrupt):
@@ -154,20 +156,22 @@ def test_ranks_share_the_work_and_agree(data, tmp_path):
 def test_the_protocol_holds_models_to_the_same_inputs(data, tmp_path):
     first = evaluate(EmptyFloor(), data, tmp_path / "a", samples_per_task=4)
     protocol = tmp_path / "a" / "protocol.json"
-    again = evaluate(Oracle(5), data, tmp_path / "b", samples_per_task=4, protocol=protocol)
+    again = evaluate(Oracle(PALETTE), data, tmp_path / "b", samples_per_task=4, protocol=protocol)
     assert first["inputs"] == again["inputs"]
     assert protocol.read_text() == (tmp_path / "b" / "protocol.json").read_text()
     data.seed = 4
     with pytest.raises(UnigsError, match="expected seed 3 as in the protocol; got 4"):
-        evaluate(Oracle(5), data, tmp_path / "c", samples_per_task=4, protocol=protocol)
+        evaluate(Oracle(PALETTE), data, tmp_path / "c", samples_per_task=4, protocol=protocol)
     data.seed = 3
     changed = json.loads(protocol.read_text())
     changed["items"][0]["digest"] = "0" * 16
     protocol.write_text(json.dumps(changed))
     with pytest.raises(UnigsError, match="input 0000000000000000 of the protocol"):
-        evaluate(Oracle(5), data, tmp_path / "d", samples_per_task=4, protocol=protocol)
+        evaluate(Oracle(PALETTE), data, tmp_path / "d", samples_per_task=4, protocol=protocol)
     with pytest.raises(UnigsError, match="expected a protocol"):
-        evaluate(Oracle(5), data, tmp_path / "e", samples_per_task=4, protocol=tmp_path / "none")
+        evaluate(
+            Oracle(PALETTE), data, tmp_path / "e", samples_per_task=4, protocol=tmp_path / "none"
+        )
 
 
 def test_a_digest_sees_every_input(data):
@@ -186,7 +190,7 @@ def test_a_digest_sees_every_input(data):
 
 def test_nothing_to_evaluate_is_an_error(data, tmp_path):
     with pytest.raises(UnigsError, match="expected pictures to evaluate on"):
-        evaluate(Oracle(5), data, tmp_path / "a", samples_per_task=0)
+        evaluate(Oracle(PALETTE), data, tmp_path / "a", samples_per_task=0)
     data.task_ratios = {"entity": 1.0}
     drawer = EmptyFloor()
     drawer.tasks = ("inpainting",)
@@ -194,7 +198,7 @@ def test_nothing_to_evaluate_is_an_error(data, tmp_path):
         evaluate(drawer, data, tmp_path / "c", samples_per_task=2)
     data.val_split = "no-such-split"
     with pytest.raises(UnigsError, match="no-such-split"):
-        evaluate(Oracle(5), data, tmp_path / "b", samples_per_task=2)
+        evaluate(Oracle(PALETTE), data, tmp_path / "b", samples_per_task=2)
 
 
 @pytest.mark.parametrize("field", ["image", "labels", "scores", "float", "nan"])
@@ -292,7 +296,7 @@ def test_pictures_are_judged_and_real_ones_only_once(data, tmp_path):
     floor = evaluate(RandomFloor(), data, tmp_path / "floor", **shared)
     assert extractor.seen == 2 * 8 * 2
     extractor.seen = 0
-    oracle = evaluate(Oracle(5), data, tmp_path / "oracle", **shared)
+    oracle = evaluate(Oracle(PALETTE), data, tmp_path / "oracle", **shared)
     assert extractor.seen == 2 * 8
     for task in ("inpainting", "synthesis"):
         assert oracle["figures"][task]["all"]["fid"] == pytest.approx(0, abs=1e-6)

@@ -72,6 +72,18 @@ def test_clamping_returns_the_known_stream(pipeline, inputs):
     torch.testing.assert_close(out.colormap, expected, rtol=0, atol=1)
 
 
+@pytest.mark.parametrize("palette", ["gradient", "random"])
+def test_a_model_of_another_palette_paints_and_decodes_with_it(pipeline, palette):
+    """Clamped, a synthesis gives its own colormap back: as masks and, through the VAE, in colour."""
+    other = UniGSPipeline(**pipeline.components, palette_cells=5, palette=palette)
+    labels = torch.zeros(1, 64, 64, dtype=torch.int32)
+    labels[:, 8:40, 8:50] = 1
+    out = other("synthesis", labels=labels, prompt="x", given_stream="clamp", indices=[3], **FAST)
+    painted = encode_colormap(labels, cells=5, assignment=palette, seeds=[3])
+    expected = other.towers.decode_latents(other.towers.encode_pixels(painted))
+    torch.testing.assert_close(out.colormap, expected, rtol=0, atol=1)
+
+
 @pytest.mark.parametrize("solver", ["ddim", "unipc"])
 def test_noise_belongs_to_seed_and_index_not_to_the_batch(pipeline, inputs, solver):
     both = pipeline("entity", image=inputs["image"], indices=[5, 9], solver=solver, **FAST)

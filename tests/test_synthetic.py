@@ -1,5 +1,6 @@
 """Laws of the synthetic scenes: exact masks, pure functions of a seed, genuine encodings."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -143,6 +144,20 @@ def test_writing_is_deterministic_and_reused(tmp_path):
     assert times == {p: p.stat().st_mtime_ns for p in (tmp_path / "a").rglob("*")}
     with pytest.raises(UnigsError, match="came one drawn with"):
         write_datasets(tmp_path / "a", images=4, val_images=2, size_px=48, seed=6)
+
+
+def test_held_out_test_scenes_are_others_and_limits_are_kept(tmp_path):
+    small = {"images": 1, "val_images": 6, "size_px": 48, "max_things": 2, "max_stuff": 2}
+    for held_out in ("val", "test"):
+        write_datasets(tmp_path / held_out, held_out=held_out, **small)
+    trees = [read_tree(tmp_path / name) for name in ("val", "test")]
+    pictures = [{v for k, v in tree.items() if k.endswith(".jpg")} for tree in trees]
+    assert len(pictures[0] & pictures[1]) == 3  # each set's one training picture
+    panoptic = tmp_path / "test" / "coco" / "annotations" / "panoptic_val2017.json"
+    for row in json.loads(panoptic.read_text())["annotations"]:
+        kinds = [s["category_id"] >= 101 for s in row["segments_info"] if not s["iscrowd"]]
+        assert kinds.count(True) == 2
+        assert 1 <= kinds.count(False) <= 2
 
 
 def test_nonsense_options_are_refused(tmp_path):

@@ -102,6 +102,34 @@ def test_clamped_streams_carry_no_loss(base, shards):
         assert (colormap[mine] == 0).all() == (task == "synthesis")
 
 
+def test_only_the_mask_tasks_timesteps_are_shifted(base, shards, monkeypatch):
+    import unigs.training as training
+
+    seen = []
+
+    def spy(unet, noisy, timesteps, latents):
+        seen.append(timesteps)
+        return noisy
+
+    monkeypatch.setattr(training, "denoise", spy)
+    dataset = make_data(shards).make_dataset("train", True, dict.fromkeys(TASKS, 1.0))
+    batch = stack_samples([dataset[i].sample for i in range(4)])
+    for shift in (1.0, 3.0):
+        model = make_model(base, mask_timestep_shift=shift)
+        model.configure_model()
+        model.losses(batch)
+    mask_tasks = (batch.task == TASKS.index("referring")) | (batch.task == TASKS.index("entity"))
+    assert mask_tasks.any()
+    assert torch.equal(seen[1] > seen[0], mask_tasks)
+
+
+def test_the_pipeline_samples_given_streams_as_they_were_trained(base):
+    for way in ("denoise", "clamp"):
+        model = make_model(base, given_stream=way)
+        model.configure_model()
+        assert model.make_pipeline().config.given_stream == way
+
+
 @pytest.fixture(scope="module")
 def fitted(base, shards, tmp_path_factory):
     """Four steps with every callback, and the checkpoint of step 2."""

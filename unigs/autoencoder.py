@@ -38,6 +38,10 @@ class Autoencoder(L.LightningModule):
         edge_weight: of the loss on differences between neighbouring pixels.
         palette_cells: cells per side of the palette that paints the colormaps.
         start_from: folder of an autoencoder to go on from; None starts from random weights.
+        freeze_encoder: train the decoder alone, so that the latents, and whatever was trained on
+            them, stay valid.
+        latent_noise: largest standard deviation, in units of the latents' own, of noise on what
+            the decoder sees; a denoiser's latents are not exact either.
         out: folder to save the trained autoencoder to, half precision.
     """
 
@@ -49,11 +53,16 @@ class Autoencoder(L.LightningModule):
         edge_weight: float = 0.5,
         palette_cells: int = MAX_CELLS,
         start_from: str | None = None,
+        freeze_encoder: bool = False,
+        latent_noise: float = 0.0,
         out: str = "runs/autoencoder/autoencoder",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.vae = load_vae(start_from) if start_from else AutoencoderKL(**vae_config("tiny"))
+        if freeze_encoder:
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
         self._latent_stds: list[float] = []
 
     @property
@@ -82,6 +91,10 @@ class Autoencoder(L.LightningModule):
         target = to_signed(torch.cat([batch.image, colormap]))  # [2B, 3, H, W]
         posterior = self.vae.encode(target).latent_dist
         latent = posterior.sample() if sample else posterior.mode()
+        if sample and self.hp.latent_noise:
+            share = torch.rand(len(latent), 1, 1, 1, device=latent.device)
+            noise = self.hp.latent_noise * latent.detach().std() * share
+            latent = latent + noise * torch.randn_like(latent)
         return target, posterior, self.vae.decode(latent).sample
 
     def on_validation_epoch_start(self) -> None:
@@ -89,12 +102,14 @@ class Autoencoder(L.LightningModule):
 
     def on_train_end(self) -> None:
         """Save with the scale that gives latents a unit spread, as Stable Diffusion's has."""
-        spread = sum(self._latent_stds) / len(self._latent_stds)
-        self.vae.register_to_config(scaling_factor=1 / spread, _name_or_path="")
+        scale = self.vae.config.scaling_factor
+        if not self.hp.freeze_encoder:
+            scale = len(self._latent_stds) / sum(self._latent_stds)
+        self.vae.register_to_config(scaling_factor=scale, _name_or_path="")
         if self.global_rank == 0:
             Path(self.hp.out).mkdir(parents=True, exist_ok=True)
             self.vae.half().save_pretrained(self.hp.out)
-            print(f"saved the autoencoder, scale {1 / spread:.4f}, to {self.hp.out}")
+            print(f"saved the autoencoder, scale {scale:.4f}, to {self.hp.out}")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hp.learning_rate)

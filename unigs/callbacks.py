@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -93,17 +93,10 @@ class SampledValidation(Callback):
         steps: sampling steps.
         solver: sampler.
         pictures: samples per task in a panel.
-        given_stream: as in the pipeline's call.
     """
 
-    def __init__(
-        self,
-        steps: int = 20,
-        solver: Solver = "unipc",
-        pictures: int = 4,
-        given_stream: Literal["denoise", "clamp"] = "denoise",
-    ) -> None:
-        self.options = {"steps": steps, "solver": solver, "given_stream": given_stream}
+    def __init__(self, steps: int = 20, solver: Solver = "unipc", pictures: int = 4) -> None:
+        self.options = {"steps": steps, "solver": solver}
         self.pictures = pictures
         self._quality = {task: EntityQuality() for task in TASKS}
         self._rows: dict[str, list] = {task: [] for task in TASKS}

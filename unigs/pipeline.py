@@ -34,6 +34,7 @@ from unigs.records import TASKS, Prediction, UnigsError
 from unigs.tasks import RECIPES
 
 Solver = Literal["ddim", "unipc"]
+GivenStream = Literal["denoise", "clamp"]
 
 
 def make_sampler(scheduler, solver: Solver):
@@ -82,6 +83,9 @@ class UniGSPipeline(DiffusionPipeline):
         unet: stock ``UNet2DConditionModel``, 13 channels in, 8 out, 4 task rows.
         scheduler: the training ``DDPMScheduler``; samplers are built from its config.
         palette_cells: cells per side of the palette the model was trained with.
+        palette: how that palette assigns colours, a ``codec.palette.Assignment``.
+        given_stream: how it was trained to see a known stream: denoised like the other, or clamped
+            to its re-noised truth.
 
     Example:
         >>> pipe = UniGSPipeline.from_pretrained("runs/quickstart/pipeline")  # doctest: +SKIP
@@ -96,7 +100,15 @@ class UniGSPipeline(DiffusionPipeline):
     config: Any
 
     def __init__(
-        self, vae, text_encoder, tokenizer, unet, scheduler, palette_cells: int = MAX_CELLS
+        self,
+        vae,
+        text_encoder,
+        tokenizer,
+        unet,
+        scheduler,
+        palette_cells: int = MAX_CELLS,
+        palette: str = "location",  # not a Literal: the loader warns of annotations it cannot read
+        given_stream: str = "denoise",
     ) -> None:
         super().__init__()
         if not is_joint(unet):
@@ -107,7 +119,9 @@ class UniGSPipeline(DiffusionPipeline):
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
         )
-        self.register_to_config(palette_cells=palette_cells)
+        self.register_to_config(
+            palette_cells=palette_cells, palette=palette, given_stream=given_stream
+        )
 
     @classmethod
     def load(cls, folder: str) -> UniGSPipeline:
@@ -140,7 +154,7 @@ class UniGSPipeline(DiffusionPipeline):
         solver: Solver = "unipc",
         guidance: float | None = None,
         colormap_guidance: float = 1.0,
-        given_stream: Literal["denoise", "clamp"] = "denoise",
+        given_stream: GivenStream | None = None,
         seed: int = 0,
         indices: Sequence[int] | None = None,
         resolution_px: int | None = None,
@@ -160,7 +174,8 @@ class UniGSPipeline(DiffusionPipeline):
             solver: ``unipc`` for few steps, ``ddim`` for the paper's.
             guidance: classifier-free guidance of the image stream; None takes the task's default.
             colormap_guidance: of the colormap stream; above 1 it shifts the colours.
-            given_stream: denoise a known stream like the other, or clamp it to its re-noised truth.
+            given_stream: denoise a known stream like the other, or clamp it to its re-noised truth;
+                None does as the model was trained.
             seed, indices: together they decide the noise, sample by sample; indices default to 0..
             resolution_px: short side at which the model runs; None is the input's own.
             decode: arguments for ``codec.decode_colormap``.
@@ -176,16 +191,18 @@ class UniGSPipeline(DiffusionPipeline):
         known = _check_inputs(task, image, labels, coarse_mask)
         batch, size = len(known), known.shape[-2:]
         inner = fit_size(size[0], size[1], resolution_px, self._multiple)
-        latents = self._encode_inputs(task, image, labels, coarse_mask, prompt, batch, inner)
+        indices = list(range(batch) if indices is None else indices)
+        latents = self._encode_inputs(task, image, labels, coarse_mask, prompt, indices, inner)
         streams = self._sample(
-            task, latents, steps, solver, guidance, colormap_guidance, given_stream, seed,
-            list(indices if indices is not None else range(batch)), progress,
+            task, latents, steps, solver, guidance, colormap_guidance,
+            given_stream or self.config.given_stream, seed,
+            indices, progress,
         )  # fmt: skip
         picture, colormap = (
             self.towers.decode_latents(z) for z in streams.split(LATENT_CHANNELS, dim=1)
         )
         mode = "foreground" if RECIPES[task].draws else "entity"
-        options = {"mode": mode, "cells": self.config.palette_cells, **(decode or {})}
+        options = {"mode": mode, **self.palette_options, **(decode or {})}
         decoded = decode_colormap(colormap, **options)
         picture = resize_pixels(picture, size)
         if RECIPES[task].given == "image":
@@ -200,18 +217,23 @@ class UniGSPipeline(DiffusionPipeline):
         )
 
     @property
+    def palette_options(self) -> dict[str, Any]:
+        """Arguments of ``encode_colormap`` and ``decode_colormap`` for this model's palette."""
+        return {"cells": self.config.palette_cells, "assignment": self.config.palette}
+
+    @property
     def _multiple(self) -> int:
         return self.towers.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
-    def _encode_inputs(self, task, image, labels, coarse_mask, prompt, batch, inner) -> Latents:
-        device = self.unet.device
+    def _encode_inputs(self, task, image, labels, coarse_mask, prompt, indices, inner) -> Latents:
+        device, batch = self.unet.device, len(indices)
         whole = torch.ones((batch, *inner), dtype=torch.bool, device=device)
         mask = whole if coarse_mask is None else resize_labels(coarse_mask[:, 0].to(device), inner)
         pixels = None if image is None else resize_pixels(image.to(device), inner)
         colormap = None
         if labels is not None and RECIPES[task].context == "colormap":
             fitted = resize_labels(labels.to(device), inner)
-            colormap = encode_colormap(fitted, cells=self.config.palette_cells)
+            colormap = encode_colormap(fitted, seeds=indices, **self.palette_options)
         known = context_pixels(task, pixels, colormap, mask[:, None])  # float -1..1 [B, 3, H, W]
         context = self.towers.encode_pixels(known)
         prompts = [prompt] * batch if isinstance(prompt, str) else list(prompt or ())

@@ -241,7 +241,8 @@ def draw_samples(side_px: int, palette_cells: int, seed: int) -> dict[str, TaskS
 
     Inpainting and referring draw things, because around a surface the whole picture is a hole.
     """
-    scene = draw_scene(scene_seed("test", SCENE, seed), side_px * 5 // 4, max_things=4, max_stuff=2)
+    at = scene_seed("test", SCENE, seed)
+    scene = draw_scene(at, side_px * 5 // 4, max_things=4, max_stuff=2, min_radius=0.08)
     data = encode_image(scene.image, "PNG")
     whole = Annotated("scene", data, scene.labels, scene.entities, "background", "synthetic")
     things = tuple(entity for entity in scene.entities if entity.is_thing)

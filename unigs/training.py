@@ -15,7 +15,7 @@ from diffusers.training_utils import cast_training_params
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from unigs.callbacks import read_ema
-from unigs.codec.palette import MAX_CELLS
+from unigs.codec.palette import MAX_CELLS, Assignment
 from unigs.diffusion.base import load_components
 from unigs.diffusion.denoiser import denoise, widen_unet
 from unigs.diffusion.encoders import LATENT_CHANNELS, encode_batch
@@ -26,9 +26,10 @@ from unigs.diffusion.objective import (
     given_streams,
     known_share,
     regression_target,
+    shift_timesteps,
     snr_weights,
 )
-from unigs.pipeline import UniGSPipeline
+from unigs.pipeline import GivenStream, UniGSPipeline
 from unigs.records import TASKS, Batch, UnigsError
 
 
@@ -48,14 +49,17 @@ class UniGS(L.LightningModule):
         image_weight: of the image branch's loss.
         colormap_weight: of the colormap branch's loss.
         min_snr_gamma: cap of the signal-to-noise weighting; None weighs all timesteps alike.
+        mask_timestep_shift: moves the timesteps of the tasks that only find masks towards noise,
+            see ``objective.shift_timesteps``; 1 leaves them uniform, as the paper's are.
         given_stream: a stream that equals the context is denoised with loss (paper) or clamped:
             re-noised truth, no loss.
-        palette: colour by place (paper) or at random (ablation of Table 7).
+        palette: colour by place (paper), by place with neighbours alike (learnt sooner, few cells)
+            or at random (ablation of Table 7); see ``codec.palette.Assignment``.
         palette_cells: cells per side of the palette; linked to the data's.
         gradient_checkpointing: recompute activations in the backward pass; about 30 % slower, far
             less memory.
         compile: ``torch.compile`` the UNet.
-        channels_last: NHWC memory format, faster for convolutions on GPUs.
+        channels_last: NHWC memory format for UNet and VAE, faster for convolutions.
         towers_dtype: precision of the frozen VAE and text encoder.
         seed: with a sample's index it decides noise and timestep; linked to the data's.
     """
@@ -73,8 +77,9 @@ class UniGS(L.LightningModule):
         image_weight: float = 1.0,
         colormap_weight: float = 1.0,
         min_snr_gamma: float | None = None,
-        given_stream: Literal["denoise", "clamp"] = "denoise",
-        palette: Literal["location", "random"] = "location",
+        mask_timestep_shift: float = 1.0,
+        given_stream: GivenStream = "denoise",
+        palette: Assignment = "location",
         palette_cells: int = MAX_CELLS,
         gradient_checkpointing: bool = False,
         compile: bool = False,
@@ -109,6 +114,7 @@ class UniGS(L.LightningModule):
             self.unet.enable_gradient_checkpointing()
         if hp.channels_last:
             self.unet.to(memory_format=torch.channels_last)
+            self.towers.vae.to(memory_format=torch.channels_last)
         if hp.compile:
             self.unet.compile()
 
@@ -139,14 +145,15 @@ class UniGS(L.LightningModule):
         """Weighted mean squared errors of the image and the colormap stream, float32 [B] each."""
         hp = self.hp
         indices = batch.index.tolist()
-        palette = {"assignment": hp.palette, "cells": hp.palette_cells}
-        if hp.palette == "random":
-            palette["seeds"] = indices
+        palette = {"assignment": hp.palette, "cells": hp.palette_cells, "seeds": indices}
         latents = encode_batch(self.towers, batch, palette)
         clean = latents.streams  # [B, 8, h, w]
         noise = draw_noise(hp.seed, indices, clean.shape[1:], "noise").to(clean.device)
         steps = self.scheduler.config.num_train_timesteps
         timesteps = draw_timesteps(hp.seed, indices, steps).to(clean.device)
+        given = given_streams(latents.task)[:, ::LATENT_CHANNELS, 0, 0]  # [B, 2]
+        shifted = shift_timesteps(timesteps, steps, hp.mask_timestep_shift)
+        timesteps = torch.where(given[:, 0], shifted, timesteps)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
         prediction = denoise(self.unet, noisy, timesteps, latents)
         target = regression_target(self.scheduler, clean, noise, timesteps)
@@ -154,7 +161,6 @@ class UniGS(L.LightningModule):
             prediction, target, known_share(batch.ignored, (clean.shape[-2], clean.shape[-1]))
         )
         if hp.given_stream == "clamp":
-            given = given_streams(latents.task)[:, ::LATENT_CHANNELS, 0, 0]  # [B, 2]
             losses = losses[0] * ~given[:, 0], losses[1] * ~given[:, 1]
         if hp.min_snr_gamma is not None:
             weights = snr_weights(self.scheduler, timesteps, hp.min_snr_gamma)
@@ -186,7 +192,8 @@ class UniGS(L.LightningModule):
         towers = self.towers
         return UniGSPipeline(
             towers.vae, towers.text_encoder, towers.tokenizer, self.unet, self.scheduler,
-            palette_cells=self.hp.palette_cells,
+            palette_cells=self.hp.palette_cells, palette=self.hp.palette,
+            given_stream=self.hp.given_stream,
         )  # fmt: skip
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

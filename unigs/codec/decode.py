@@ -22,7 +22,7 @@ from unigs.codec.colours import (
     sum_by,
 )
 from unigs.codec.dichotomy import dichotomise, split_by_means
-from unigs.codec.palette import MAX_CELLS, legal_colours
+from unigs.codec.palette import MAX_CELLS, Assignment, cell_colours, legal_colours
 from unigs.codec.refine import fill_holes, refine_colormap
 from unigs.codec.sharpness import nearest_legal
 from unigs.records import UnigsError
@@ -52,6 +52,7 @@ def decode_colormap(
     refine: Literal["palette"] | None = "palette",
     mode: Literal["entity", "foreground"] = "entity",
     cells: int | None = MAX_CELLS,
+    assignment: Assignment = "location",
     decoder: Literal["dichotomy", "kmeans"] = "dichotomy",
     delta: float = 10,
     features: Features = "rgb+lab",
@@ -65,8 +66,8 @@ def decode_colormap(
             needs no clustering; None is the paper's module alone, with the options below ``cells``.
         mode: ``entity`` gives a full partition, black regions included, but fills black holes
             inside one entity; ``foreground`` makes what is nearest to black background, label 0.
-        cells: cells per side of the palette that painted the map; None if its colours were drawn
-            at random and tell no places.
+        cells: cells per side of the palette that painted the map; None if nothing is known of it.
+        assignment: how it chose colours; ``random`` ones tell no places.
         decoder: without refinement, ``dichotomy`` or the ``kmeans`` of Table 8.
         delta: the dichotomy's threshold (Table 9a), in units of the features, > 0.
         features: ``rgb+lab``, ``rgb`` or ``lab`` (Table 9b).
@@ -92,7 +93,10 @@ def decode_colormap(
         return Decoded(batch[:, 0].int(), [[] for _ in batch])
     with torch.autocast(batch.device.type, enabled=False):
         if refine == "palette":
-            entity, image, colour = refine_colormap(batch, cells)
+            places = None
+            if cells is not None and assignment != "random":
+                places = cell_colours(cells, batch.device, assignment)
+            entity, image, colour = refine_colormap(batch, places)
             if mode == "entity":
                 entity = fill_holes(entity, colour)
             pixels = batch.transpose(0, 1).reshape(3, -1)

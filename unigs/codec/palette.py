@@ -26,6 +26,10 @@ from unigs.seeds import rng
 LEVELS = (0, 64, 128, 192, 255)
 MAX_CELLS = 11
 
+Assignment = Literal["location", "gradient", "random"]
+"""How entities get colours: by the place of their centre, neighbours far apart in colour (the
+paper's rule with our table) or alike; or at random (the ablation of Table 7)."""
+
 
 class PaletteError(UnigsError):
     """Labels that the palette cannot paint."""
@@ -37,16 +41,30 @@ def legal_colours(device: torch.device | str = "cpu") -> Tensor:
     return torch.cartesian_prod(levels, levels, levels)
 
 
-def cell_colours(cells: int = MAX_CELLS, device: torch.device | str = "cpu") -> Tensor:
-    """Colour numbers of a ``cells`` x ``cells`` grid, row by row, int64 [cells * cells]."""
-    if not 1 <= cells <= MAX_CELLS:
-        raise PaletteError(f"expected 1..{MAX_CELLS} cells per side, got {cells}, in the palette")
+def cell_colours(
+    cells: int = MAX_CELLS,
+    device: torch.device | str = "cpu",
+    assignment: Assignment = "location",
+) -> Tensor:
+    """Colour numbers of a ``cells`` x ``cells`` grid, row by row, int64 [cells * cells].
+
+    ``gradient`` lets red grow from left to right and green from top to bottom, half blue
+    throughout, so up to 5 cells; a small network learns it much sooner than a table.
+    """
+    limit = len(LEVELS) if assignment == "gradient" else MAX_CELLS
+    if not 1 <= cells <= limit:
+        raise PaletteError(
+            f"expected 1..{limit} cells per side, got {cells}, in the {assignment} palette"
+        )
+    if assignment == "gradient":
+        level = torch.arange(cells, device=device)
+        return (level[None] * 25 + level[:, None] * 5 + 2).reshape(-1)
     return torch.tensor(CELL_COLOURS, device=device)[:cells, :cells].reshape(-1)
 
 
 def encode_colormap(
     labels: Tensor,
-    assignment: Literal["location", "random"] = "location",
+    assignment: Assignment = "location",
     collisions: Literal["nearest", "paper"] = "nearest",
     seeds: Sequence[int] | None = None,
     *,
@@ -58,7 +76,8 @@ def encode_colormap(
 
     Args:
         labels: ints [B, H, W] or [H, W]; 0 is background, painted black. Gaps are allowed.
-        assignment: ``location`` is the paper's rule; ``random`` draws distinct colours (Table 7).
+        assignment: ``location`` is the paper's rule, ``gradient`` the same with neighbours alike,
+            ``random`` draws distinct colours (Table 7).
         collisions: where two entities' centres share a cell, ``nearest`` sends the smaller one to
             the nearest free cell, so that no two are alike; ``paper`` lets them share the colour.
         seeds: one per image, needed by ``random``: the draw depends on nothing else.
@@ -79,9 +98,9 @@ def encode_colormap(
         return labels.new_zeros(*labels.shape[:-2], 3, *labels.shape[-2:], dtype=torch.uint8)
     entities = _measure_entities(batch.long(), cells)
     _limit_entities(entities, cells * cells, overflow, skips)
-    if assignment == "location":
+    if assignment != "random":
         cell = _settle(entities, cells) if collisions == "nearest" else entities["cell"]
-        colour = cell_colours(cells, labels.device)[cell]
+        colour = cell_colours(cells, labels.device, assignment)[cell]
     else:
         colour = _draw_colours(entities["area"], seeds)
     colour = torch.where(entities["area"] > 0, colour, 0)

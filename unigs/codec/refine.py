@@ -49,12 +49,14 @@ not depend on batch, device or threads.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from unigs.codec.colours import sum_by
-from unigs.codec.palette import cell_colours, legal_colours
+from unigs.codec.palette import legal_colours
 from unigs.codec.regions import count_pairs, label_regions, list_contacts, unite
 from unigs.codec.sharpness import (
     PASSAGE,
@@ -83,12 +85,12 @@ HOLE = 0.25
 """Largest black hole, as a part of the entity around it, that is filled."""
 
 
-def refine_colormap(colormap: Tensor, cells: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def refine_colormap(colormap: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Find the entities of a batch of colormaps.
 
     Args:
         colormap: uint8 [B, 3, H, W], not empty.
-        cells: cells per side of the palette; None if colours do not tell places.
+        places: the palette's ``cell_colours``; None if colours do not tell places.
 
     Returns:
         entity: int64 [B, H, W], a full partition, numbers without gaps over the batch.
@@ -99,7 +101,7 @@ def refine_colormap(colormap: Tensor, cells: int | None) -> tuple[Tensor, Tensor
     core, colour = find_cores(raw, state)
     region = label_regions(torch.where(core, nearest_legal(colour, UNIT), -1))
     region = join_drifted(region, colour)
-    kept, image, legal = identify(region, colour, state, cells)
+    kept, image, legal = identify(region, colour, state, places)
     number = torch.where(kept, kept.cumsum(0) - 1, -1)
     region = torch.where(region >= 0, number[region.clamp(min=0)], -1)
     region = assign_borders(region, colour)
@@ -194,7 +196,7 @@ def join_drifted(region: Tensor, colour: Tensor) -> Tensor:
 
 
 def identify(
-    region: Tensor, colour: Tensor, state: Sharpness, cells: int | None
+    region: Tensor, colour: Tensor, state: Sharpness, places: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give each region its legal colour and decide whether it is one of an entity (facts 2, 3).
 
@@ -221,10 +223,11 @@ def identify(
     trace = torch.where(state.fine, max(share // 10, TRACE_PX), TRACE_PX)[image]
     clear = area >= torch.where(state.sharp, CLEAR_SHARP_PX, need)[image]
     placed = torch.ones_like(clear)
-    if cells is not None:
+    if places is not None:
+        cells = math.isqrt(len(places))
         y = total(torch.arange(h, device=region.device)[:, None] + 0.5) * cells / h
         x = total(torch.arange(w, device=region.device) + 0.5) * cells / w
-        legal, placed = _fit_places(torch.stack((y, x), 1), area, mean, legal, clear, image, cells)
+        legal, placed = _fit_places(torch.stack((y, x), 1), area, mean, legal, clear, image, places)
     shades = len(legal_colours())
     certain = torch.zeros(b * shades, dtype=torch.bool, device=region.device)
     certain[(image * shades + legal)[clear]] = True
@@ -241,13 +244,13 @@ def _fit_places(
     legal: Tensor,
     clear: Tensor,
     image: Tensor,
-    cells: int,
+    places: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Check regions against the cells of their colours; correct those that are near (fact 3)."""
     shades = len(legal_colours())
     home = moment.new_full((shades, 2), -torch.inf)
-    place = torch.arange(cells, device=moment.device, dtype=torch.double) + 0.5
-    home[cell_colours(cells, moment.device)] = torch.cartesian_prod(place, place)
+    middle = torch.arange(math.isqrt(len(places)), device=moment.device, dtype=torch.double) + 0.5
+    home[places] = torch.cartesian_prod(middle, middle)
     near = _is_near(moment / area[:, None], home)  # [R, 125]
     group = image * shades + legal
     groups = int(group.max()) + 1

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from unigs.diffusion.encoders import FrozenTowers
@@ -51,28 +52,34 @@ _VAE_SD15 = {
     "scaling_factor": 0.18215,
 }
 
+_UNET_SMALL = {
+    "sample_size": 16,
+    "in_channels": 9,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 16,
+    "cross_attention_dim": 64,
+    "attention_head_dim": 4,
+}
+_TEXT_SMALL = {  # a bag of words: random layers and places would only blur them
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 0,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 77,
+}
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "tiny": {  # for 64 px on a CPU
-        "unet": {
-            "sample_size": 16,
-            "in_channels": 9,
-            "block_out_channels": (48, 96, 128),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "layers_per_block": 1,
-            "norm_num_groups": 16,
-            "cross_attention_dim": 64,
-            "attention_head_dim": 4,
-        },
+    "tiny": {  # 5 M parameters, for trying things at 64 px on a CPU
+        "unet": {**_UNET_SMALL, "block_out_channels": (48, 96, 128)},
         "vae": _VAE_TINY,
-        "text_encoder": {
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 77,
-            "initializer_factor": 4.0,  # random words must still be told apart
-        },
+        "text_encoder": _TEXT_SMALL,
+    },
+    "small": {  # 8 M parameters, the benchmark's model at 64 px
+        "unet": {**_UNET_SMALL, "block_out_channels": (64, 128, 160)},
+        "vae": _VAE_TINY,
+        "text_encoder": _TEXT_SMALL,
     },
     "sd15": {  # the true shapes of Stable Diffusion 1.5 inpainting
         "unet": {"sample_size": 64, "in_channels": 9, "cross_attention_dim": 768},
@@ -136,7 +143,7 @@ def write_configs(folder: Path, preset: str, words: Sequence[str] = ()) -> None:
 
 def make_base(
     out: str,
-    preset: Literal["tiny", "sd15"] = "tiny",
+    preset: Literal["tiny", "small", "sd15"] = "tiny",
     words: Sequence[str] | None = None,
     autoencoder: str | None = None,
     seed: int = 0,
@@ -145,8 +152,9 @@ def make_base(
 
     Args:
         out: the folder to write; it must not hold a base yet.
-        preset: ``tiny`` (64 px on a CPU, small vocabulary, the shipped autoencoder) or ``sd15``
-            (the shapes and the vocabulary of Stable Diffusion 1.5 inpainting, 859 M parameters).
+        preset: ``tiny`` or ``small`` (5 and 8 M parameters for 64 px on a CPU, small vocabulary,
+            the shipped autoencoder) or ``sd15`` (the shapes and the vocabulary of Stable Diffusion
+            1.5 inpainting, 859 M parameters).
         words: category names the small vocabulary should know whole; default: the synthetic
             data's. Other words still work, in more pieces.
         autoencoder: a folder with an ``AutoencoderKL`` to use in place of the preset's own.
@@ -158,7 +166,7 @@ def make_base(
     folder = Path(out)
     if (folder / "model_index.json").exists():
         raise UnigsError(f"expected a folder without a base, found model_index.json in {folder}")
-    if autoencoder is None and preset == "tiny":
+    if autoencoder is None and preset != "sd15":
         autoencoder = str(AUTOENCODER)
     torch.manual_seed(seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -167,8 +175,10 @@ def make_base(
         write_configs(base, preset, [*THING_IDS, *STUFF_IDS] if words is None else words)
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base / "unet"))
         unet.save_pretrained(base / "unet")
-        text = CLIPTextConfig.from_pretrained(base / "text_encoder")
-        CLIPTextModel(text).save_pretrained(base / "text_encoder")
+        text = CLIPTextModel(CLIPTextConfig.from_pretrained(base / "text_encoder"))
+        if not text.config.num_hidden_layers:
+            nn.init.zeros_(text.get_parameter("embeddings.position_embedding.weight"))
+        text.save_pretrained(base / "text_encoder")
         vae = load_vae(autoencoder) if autoencoder else AutoencoderKL(**vae_config(preset))
         vae.save_pretrained(base / "vae")
         shutil.move(base, folder)

@@ -36,6 +36,21 @@ def draw_timesteps(seed: int, indices: Sequence[int], steps: int) -> torch.Tenso
     return torch.tensor([derive_seed(seed, int(i), "timestep") % steps for i in indices])
 
 
+def shift_timesteps(timesteps: torch.Tensor, steps: int, shift: float) -> torch.Tensor:
+    """Move timesteps towards noise: t/T = u becomes shift u / (1 + (shift - 1) u).
+
+    The map of Esser et al. (2024, Sec. 5.3.2). A colormap is flat areas, so it is legible through
+    noise that hides a picture: at uniform timesteps most of what a mask task trains on is copying.
+
+    Args:
+        timesteps: int64 [B] in 0..steps-1.
+        steps: T.
+        shift: 1 changes nothing; larger is noisier.
+    """
+    share = (timesteps + 0.5) / steps
+    return (steps * shift * share / (1 + (shift - 1) * share)).long()
+
+
 def regression_target(scheduler, clean, noise, timesteps) -> torch.Tensor:
     """What the network is asked for, by the scheduler's ``prediction_type``; [B, 8, h, w]."""
     kind = scheduler.config.prediction_type

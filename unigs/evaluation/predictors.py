@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from unigs.codec import decode_colormap, encode_colormap
-from unigs.codec.palette import MAX_CELLS
 from unigs.diffusion.encoders import FrozenTowers
 from unigs.pipeline import UniGSPipeline
 from unigs.records import TASKS, Batch, Prediction
@@ -82,27 +81,32 @@ class Oracle:
     """Ground truth -> palette -> decoder; with towers, through the VAE as well.
 
     Args:
-        cells: cells per side of the palette.
+        palette: arguments of the codec: ``cells`` and ``assignment``.
         towers: the frozen VAE; None leaves picture and colormap as they are.
     """
 
     tasks = TASKS
 
-    def __init__(self, cells: int = MAX_CELLS, towers: FrozenTowers | None = None) -> None:
-        self.cells, self.towers = cells, towers
+    def __init__(
+        self, palette: dict[str, Any] | None = None, towers: FrozenTowers | None = None
+    ) -> None:
+        self.palette, self.towers = palette or {}, towers
         self.name = "oracle" if towers is None else "oracle-vae"
 
     def __call__(self, batch: Batch) -> Prediction:
         if self.towers is not None:
             batch = batch.to(self.towers.vae.device)
-        image, colormap = batch.image, encode_colormap(batch.labels, cells=self.cells)
+        image, colormap = (
+            batch.image,
+            encode_colormap(batch.labels, seeds=batch.index.tolist(), **self.palette),
+        )
         if self.towers is not None:
             image, colormap = (
                 self.towers.decode_latents(self.towers.encode_pixels(pixels))
                 for pixels in (image, colormap)
             )
         mode = "foreground" if RECIPES[name_task(batch)].draws else "entity"
-        decoded = decode_colormap(colormap, mode=mode, cells=self.cells)  # type: ignore[arg-type]
+        decoded = decode_colormap(colormap, mode=mode, **self.palette)  # type: ignore[arg-type]
         return Prediction(image, colormap, decoded.labels, decoded.scores)
 
 

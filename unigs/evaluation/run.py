@@ -211,6 +211,7 @@ def evaluate_models(
     split: str = "val",
     resolution_px: int = 512,
     palette_cells: int = MAX_CELLS,
+    min_area: float = TaskOptions.min_area,
     batch_size: int = 8,
     num_workers: int = 1,
     steps: int = 200,
@@ -238,6 +239,7 @@ def evaluate_models(
         split: split to evaluate on.
         resolution_px: side of the samples.
         palette_cells: cells per side of the palette.
+        min_area: entities under this part of a sample are not asked for.
         batch_size: pictures per call.
         num_workers: loader processes.
         steps: sampling steps (paper: 200).
@@ -255,7 +257,7 @@ def evaluate_models(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = UniGSData(
         shards,
-        TaskOptions(resolution_px, palette_cells=palette_cells),
+        TaskOptions(resolution_px, min_area=min_area, palette_cells=palette_cells),
         task_ratios={task: 1.0 for task in tasks},
         source_weights=source_weights,
         num_workers=num_workers,
@@ -302,7 +304,7 @@ def load_predictor(model: str, device: str, offline: bool, options: dict[str, An
         return load_mask2former(source, device, offline)
     pipeline = UniGSPipeline.load(source if kind == "oracle-vae" else model).to(device)
     if kind == "oracle-vae":
-        return Oracle(pipeline.config.palette_cells, pipeline.towers)
+        return Oracle(pipeline.palette_options, pipeline.towers)
     folder = Path(model).resolve()
     name = folder.parent.name if folder.name == "pipeline" else folder.name
     return PipelinePredictor(pipeline, name, **options)

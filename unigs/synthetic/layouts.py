@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -43,10 +44,22 @@ class Options:
     val_images: int
     size_px: int
     seed: int
+    max_things: int = 8
+    max_stuff: int = 4
+    min_radius: float = 0.055
+    held_out: str = "val"
 
 
 def write_datasets(
-    out: Path, images: int = 240, val_images: int = 48, size_px: int = 64, seed: int = 0
+    out: Path,
+    images: int = 240,
+    val_images: int = 48,
+    size_px: int = 64,
+    seed: int = 0,
+    max_things: int = 8,
+    max_stuff: int = 4,
+    min_radius: float = 0.055,
+    held_out: Literal["val", "test"] = "val",
 ) -> None:
     """Draw three small data sets with known masks in the layouts of COCO, Open Images, EntitySeg.
 
@@ -58,11 +71,18 @@ def write_datasets(
         val_images: validation pictures per data set.
         size_px: longer side of the pictures, 32 to 1024.
         seed: another seed draws other scenes.
+        max_things: shapes in a scene, 1 to so many.
+        max_stuff: surfaces in a scene, 2 to so many.
+        min_radius: of a shape, as a part of the shorter side; the largest has six times it.
+        held_out: whose seeds the validation pictures are drawn from. A test set is written under
+            the validation names too, in a folder of its own: the layouts know no other.
 
     Raises:
         UnigsError: counts below 1, or a folder drawn with other options.
     """
-    options = Options(images, val_images, size_px, seed)
+    options = Options(
+        images, val_images, size_px, seed, max_things, max_stuff, min_radius, held_out
+    )
     if min(images, val_images) < 1 or max(images, val_images) > SCENES_PER_SET or size_px < 32:
         raise UnigsError(
             f"expected pictures and a size of at least 32 px, came {options}, at {out}"
@@ -89,11 +109,19 @@ def write_datasets(
 def draw_known(options: Options, data_set: str, split: str, index: int) -> Scene:
     """The scene behind picture ``index`` of a written data set."""
     place = DATA_SETS.index(data_set)
-    at = scene_seed(split, place * SCENES_PER_SET + index, options.seed)
+    seeds = options.held_out if split == "val" else split
+    at = scene_seed(seeds, place * SCENES_PER_SET + index, options.seed)
     short = options.size_px * 3 // 4
     sides = ((options.size_px, options.size_px), (short, options.size_px), (options.size_px, short))
     size = sides[derive_seed(at, 0, "aspect") % 3]
-    return draw_scene(at, size, crowd_share=CROWD_SHARE if data_set == "coco" else 0.0)
+    return draw_scene(
+        at,
+        size,
+        max_things=options.max_things,
+        max_stuff=options.max_stuff,
+        min_radius=options.min_radius,
+        crowd_share=CROWD_SHARE if data_set == "coco" else 0.0,
+    )
 
 
 def _draw_split(

@@ -21,7 +21,7 @@ SEEDS_PER_SPLIT = 10**9
 THING_IDS = {name: k for k, name in enumerate(SHAPES, start=1)}
 STUFF_IDS = {name: k for k, name in enumerate(SURFACES, start=101)}
 
-MIN_RADIUS, MAX_RADIUS = 0.055, 0.33  # of the picture's shorter side: a factor of 6
+SIZE_RANGE = 6  # the largest shape's radius over the smallest's
 MIN_VISIBLE = 0.5  # of an entity's own area, whatever is drawn over it
 MIN_STUFF = 0.06  # of the picture
 MIN_SIZE_PX = 16
@@ -58,6 +58,7 @@ def draw_scene(
     *,
     max_things: int = 8,
     max_stuff: int = 4,
+    min_radius: float = 0.055,
     crowd_share: float = 0.0,
 ) -> Scene:
     """Draw one scene, a pure function of its arguments.
@@ -67,6 +68,7 @@ def draw_scene(
         size_px: side, or (height, width), at least 16.
         max_things: 1 to so many shapes, fewer where there is no room.
         max_stuff: 2 to so many surfaces.
+        min_radius: of a shape, as a part of the shorter side; the largest has six times it.
         crowd_share: chance of a flock of small shapes, annotated as one crowd.
 
     Returns:
@@ -87,7 +89,7 @@ def draw_scene(
     canvas.paint_stuff(int(rng.integers(2, max_stuff + 1)))
     if rng.random() < crowd_share:
         canvas.paint_crowd()
-    canvas.paint_things(int(rng.integers(1, max_things + 1)))
+    canvas.paint_things(int(rng.integers(1, max_things + 1)), min_radius)
     return Scene(canvas.expose(), canvas.labels, tuple(canvas.entities))
 
 
@@ -139,10 +141,10 @@ class _Canvas:
             self.entities.pop()
             self.painted_px.pop()
 
-    def paint_things(self, count: int) -> None:
+    def paint_things(self, count: int, min_radius: float) -> None:
         """Stamp up to ``count`` shapes, mostly from large to small, often repeating a category."""
-        side = min(self.height, self.width)
-        radii = side * np.exp(self.rng.uniform(np.log(MIN_RADIUS), np.log(MAX_RADIUS), count))
+        least = min(self.height, self.width) * min_radius
+        radii = np.exp(self.rng.uniform(np.log(least), np.log(SIZE_RANGE * least), count))
         radii = radii[np.argsort(-radii * self.rng.uniform(0.6, 1.6, count))]
         used: list[str] = []
         for radius in radii.tolist():

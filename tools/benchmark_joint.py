@@ -1,0 +1,227 @@
+"""The benchmark's ablations, on the data and the model that ``make benchmark`` leaves behind.
+
+    train [ROW ...]   one short run per row: palette, target, timesteps, given stream, joint
+    decode            decoders, thresholds, colour spaces (Tables 8 and 9)
+    sample            solvers, steps, guidance of the colormap
+    curves            learning curves as one picture
+    tables            all of these as Markdown
+
+Every choice is made on validation scenes; nothing here reads the test set. Rows that are done are
+kept in runs/benchmark/ablations and not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from unigs.codec import decode_colormap
+from unigs.data import UniGSData
+from unigs.evaluation.predictors import PipelinePredictor, run_batch
+from unigs.evaluation.run import evaluate
+from unigs.metrics.segmentation import EntityQuality
+from unigs.pipeline import UniGSPipeline
+from unigs.records import TASKS
+from unigs.tasks import TaskOptions
+
+WORK = Path("runs/benchmark")
+OUT = WORK / "ablations"
+ALONE = "--data.init_args.task_ratios"
+MODEL = "--model.init_args"
+
+ROWS: dict[str, tuple[str, ...]] = {
+    "reference": (),
+    "location, neighbours apart": (f"{MODEL}.palette=location",),
+    "random colours": (f"{MODEL}.palette=random",),
+    "epsilon": (f"{MODEL}.prediction_type=epsilon",),
+    "v": (f"{MODEL}.prediction_type=v_prediction",),
+    "uniform timesteps": (f"{MODEL}.mask_timestep_shift=1",),
+    "given stream denoised": (f"{MODEL}.given_stream=denoise",),
+    "joint, benchmark ratios": (
+        f"{ALONE}={{inpainting: 0.2, synthesis: 0.2, referring: 0.25, entity: 0.35}}",
+    ),
+    "joint, paper ratios": (
+        f"{ALONE}={{inpainting: 0.3, synthesis: 0.3, referring: 0.2, entity: 0.2}}",
+    ),
+}
+"""What each row changes. The reference: sample, gradient, clamped, shift 3, entity alone."""
+
+STEPS, BATCH = 1200, 16
+SAMPLES = 100
+
+
+def train_rows(names: list[str]) -> None:
+    """Train, export and score rows that are not done yet."""
+    base = WORK / "base-tiny"
+    if not base.exists():
+        run("base", "--preset", "tiny", "--out", str(base))
+    for name in names or list(ROWS):
+        folder = OUT / name.replace(",", "").replace(" ", "-")
+        if (folder / "score.json").exists():
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        # The callbacks' list cannot be changed in part, so a copy of the config names the folder.
+        recipe = Path("configs/ablation.yaml").read_text()
+        config = folder / "config.yaml"
+        config.write_text(recipe.replace(str(OUT / "reference"), str(folder)))
+        run("fit", "--config", str(config), *ROWS[name])
+        run("export", "--checkpoint", str(folder / "model.ckpt"), "--out", str(folder / "pipeline"))
+        figures = score(folder / "pipeline", folder / "rows", ["entity"])
+        (folder / "score.json").write_text(json.dumps(figures["entity"], indent=1))
+
+
+def run(*words: str) -> None:
+    """One verb of ``unigs``, as a user would call it."""
+    print("unigs", *words, flush=True)
+    subprocess.run([sys.executable, "-m", "unigs", *words], check=True)
+
+
+def read_data(tasks: list[str]) -> UniGSData:
+    """The benchmark's validation scenes."""
+    return UniGSData(
+        [str(WORK / "shards")],
+        TaskOptions(64, min_area=0.004, palette_cells=5),
+        task_ratios=dict.fromkeys(tasks, 1.0),
+        num_workers=0,
+        val_batch_size=20,
+    )
+
+
+def score(pipeline: Path, out: Path, tasks: list[str], **options: Any) -> dict[str, Any]:
+    """Figures of one model on ``SAMPLES`` validation scenes of each task, all subsets aside."""
+    options = {"steps": 20, "solver": "unipc", **options}
+    predictor = PipelinePredictor(UniGSPipeline.load(str(pipeline)), out.name, **options)
+    results = evaluate(predictor, read_data(tasks), out, samples_per_task=SAMPLES)
+    assert results is not None  # one rank
+    return {task: figures["all"] for task, figures in results["figures"].items()}
+
+
+def compare_decoders() -> None:
+    """Tables 8 and 9: one set of generated colormaps, decoded in many ways."""
+    pipeline = UniGSPipeline.load(str(WORK / "pipeline"))
+    data = read_data(["entity"])
+    data.val_samples_per_task = SAMPLES
+    maps, batches = [], list(data.val_dataloader())
+    for batch in tqdm(batches, desc="sampling", unit="batch"):
+        maps.append(run_batch(pipeline, batch).colormap)
+    rows: dict[str, dict[str, Any]] = {
+        "K-means, K = 3": {"decoder": "kmeans", "clusters": 3},
+        "K-means, K true": {"decoder": "kmeans", "clusters": None},
+        "dichotomy": {},
+        "dichotomy + refinement": {"refine": "palette", **pipeline.palette_options},
+        **{f"delta {delta}": {"delta": delta} for delta in (2, 5, 10, 20, 40)},
+        **{f"features {kind}": {"features": kind} for kind in ("rgb", "lab", "rgb+lab")},
+    }
+    figures = {}
+    for name, options in rows.items():
+        quality = EntityQuality()
+        for batch, colormap in zip(batches, maps):
+            labels = batch.labels
+            options = {"refine": None, **options}
+            if name.endswith("true"):
+                options["clusters"] = [len(one.unique()) for one in labels]
+            found = decode_colormap(colormap, **options)  # type: ignore[arg-type]
+            quality.update(found.labels, labels, batch.ignored)
+        figures[name] = {key: float(value) for key, value in quality.compute().items()}
+        print(f"{name:24} {figures[name]}")
+    write_json(OUT / "decode.json", figures)
+
+
+def compare_samplers() -> None:
+    """Steps, solvers and the colormap's guidance, on the two tasks that find masks."""
+    rows: dict[str, dict[str, Any]] = {
+        **{f"UniPC {steps}": {"steps": steps} for steps in (2, 5, 10, 20, 50)},
+        **{f"DDIM {steps}": {"steps": steps, "solver": "ddim"} for steps in (10, 20, 50, 200)},
+        **{f"UniPC 20, colormap guidance {g}": {"colormap_guidance": g} for g in (1.5, 3.0)},
+        "UniPC 20, given stream denoised": {"given_stream": "denoise"},
+    }
+    figures = {}
+    for name, options in rows.items():
+        folder = OUT / "sample" / name.replace(",", "").replace(" ", "-")
+        figures[name] = score(WORK / "pipeline", folder, ["referring", "entity"], **options)
+    write_json(OUT / "sample.json", figures)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1))
+
+
+def draw_curves() -> None:
+    """Loss by task and branch, and validation mIoU, from the run's event files."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(WORK / "train"), size_guidance={"scalars": 0})
+    events.Reload()
+    known = set(events.Tags()["scalars"])
+    pyplot.rcParams.update({"svg.hashsalt": "unigs", "font.size": 8})
+    figure, axes = pyplot.subplots(1, 3, figsize=(10, 3), layout="constrained")
+    panels = (
+        ("image loss", "train/{}/image", axes[0]),
+        ("colormap loss", "train/{}/colormap", axes[1]),
+        ("validation mIoU", "val/{}/miou", axes[2]),
+    )
+    for title, tag, axis in panels:
+        for row, task in enumerate(TASKS):
+            if tag.format(task) not in known:
+                continue
+            points = [(event.step, event.value) for event in events.Scalars(tag.format(task))]
+            steps, values = (np.array(column) for column in zip(*points))
+            if not values.any():
+                continue  # a given stream, clamped: no loss
+            width = max(1, len(values) // 60) if tag.startswith("train") else 1
+            smooth = np.convolve(values, np.ones(width) / width, "valid")
+            axis.plot(steps[width - 1 :], smooth, label=task, color=f"C{row}", linewidth=1)
+        axis.set(title=title, xlabel="optimiser steps")
+        axis.grid(alpha=0.3)
+    axes[1].set_yscale("log")
+    axes[2].set_ylim(0, 1)
+    axes[2].legend()
+    figure.savefig("docs/benchmark-curves.svg", metadata={"Date": None})
+
+
+def print_tables() -> None:
+    """What is there, as Markdown."""
+    print("| training row | entity mIoU | recall | AP^e |\n|---|---|---|---|")
+    for name in ROWS:
+        path = OUT / name.replace(",", "").replace(" ", "-") / "score.json"
+        if path.exists():
+            found = json.loads(path.read_text())
+            print(f"| {name} | {found['miou']:.3f} | {found['recall']:.3f} | {found['ap']:.3f} |")
+    for kind in ("decode", "sample"):
+        if not (OUT / f"{kind}.json").exists():
+            continue
+        print(f"\n{kind}")
+        for name, found in json.loads((OUT / f"{kind}.json").read_text()).items():
+            by_task = found if "miou" not in found else {"entity": found}
+            cells = [f"{one['miou']:.3f} / {one['recall']:.3f}" for one in by_task.values()]
+            print(f"| {name} | {' | '.join(cells)} |")
+
+
+VERBS = {
+    "train": train_rows,
+    "decode": compare_decoders,
+    "sample": compare_samplers,
+    "curves": draw_curves,
+    "tables": print_tables,
+}
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
+        sys.exit(__doc__)
+    if sys.argv[1] == "train":
+        train_rows(sys.argv[2:])
+    else:
+        VERBS[sys.argv[1]]()  # type: ignore[operator]
