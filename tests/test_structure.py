@@ -31,7 +31,7 @@ ORDER = [
     ["pipeline"],
     ["metrics"],
     ["evaluation", "report"],
-    ["training", "callbacks", "autoencoder"],
+    ["training", "callbacks", "autoencoder", "judge"],
     ["export", "sample", "fit", "doctor"],
     ["cli", "__main__"],
 ]

@@ -54,6 +54,8 @@ PAPER = (
             Column("FID, all", "fid", "all", 2),
             Column("CLIP, all", "clip_score", "all", 2),
             Column("colormap mIoU", "miou"),
+            Column("recognised", "recognised"),
+            Column("known error", "known_error", digits=2),
         ),
         (
             ("SD 1.5 inpainting", (4.95, 88.86, 7.82, 83.80)),
@@ -75,6 +77,7 @@ PAPER = (
             Column("CLIP, all", "clip_score", "all", 2),
             Column("mIoU, all", "synthesis_miou"),
             Column("colormap mIoU", "miou"),
+            Column("recognised", "recognised"),
         ),
         (
             ("SD", (36.502, 54.708, 0.196, 34.770, 56.511, 0.191)),

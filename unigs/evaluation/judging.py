@@ -3,6 +3,16 @@
 In: ``Batch``, ``Prediction``. Out: per picture one JSON row of tallies (``metrics.tally``), from
 which every mask figure of any subset is recomputed exactly; features for FID; a strip of pictures
 to look at. Figures whose network was not given are left out and named in the results.
+
+``recognised`` is the share of asked entities that a segmenter finds, by name, in what was drawn:
+
+- synthesis: a segment of the asked name has IoU >= 0.5 with the entity's mask;
+- inpainting: a segment of the asked name covers at least 1/256 of the picture, half of it or more
+  inside the coarse mask. One answers for every asked entity of its name, since a prompt says a
+  repeated name once.
+
+Names are compared as ``tasks.speak_category`` says them. The oracle's share is the ceiling: what
+the segmenter recognises of the real picture.
 """
 
 from __future__ import annotations
@@ -22,16 +32,22 @@ from unigs.metrics.frechet import extract_features
 from unigs.metrics.overlaps import count_overlaps, match_entities
 from unigs.metrics.panoptic import PanopticEntityQuality
 from unigs.metrics.segmentation import EntityQuality, ReferringQuality
-from unigs.metrics.segmenter import Segmenter
+from unigs.metrics.segmenter import Segmenter, Segments
 from unigs.pictures import blend_labels, colour_labels
 from unigs.records import Batch, Prediction, UnigsError
-from unigs.tasks import RECIPES, english_list
+from unigs.tasks import RECIPES, english_list, speak_category
 
 TALLIES = {
     "entities": EntityQuality,
     "region": ReferringQuality,
     "segments": PanopticEntityQuality,
 }
+
+LEAST_IOU = 0.5
+"""Of a recognised segment with the mask that was asked for (synthesis)."""
+
+LEAST_SHARE = 1 / 256
+"""Of the picture, for a recognised segment (inpainting)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +57,7 @@ class Judges:
     Attributes:
         inception: FID's feature extractor.
         clip: the CLIP score's network.
-        segmenter: synthesis mIoU's Mask2Former.
+        segmenter: finds entities in drawn pictures, for synthesis mIoU and ``recognised``.
         inception_id: names the extractor in the key of cached statistics.
     """
 
@@ -56,6 +72,7 @@ class Judges:
             "fid": (self.inception, "--inception_weights FILE"),
             "clip_score": (self.clip, "--clip_weights FILE (or --clip_download TAG)"),
             "synthesis_miou": (self.segmenter, "--segmenter FOLDER"),
+            "recognised": (self.segmenter, "--segmenter FOLDER"),
         }
         return {figure: hint for figure, (judge, hint) in hints.items() if judge is None}
 
@@ -96,6 +113,9 @@ def judge_batch(judges: Judges, batch: Batch, prediction: Prediction) -> list[di
         )
     if RECIPES[task].given != "image":  # the picture was drawn, so it is judged
         _judge_pictures(judges, batch, prediction, rows)
+    if RECIPES[task].context == "masked image":
+        for row, error in zip(rows, measure_known(batch, prediction)):
+            row |= {} if error is None else {"known_error": error}
     return rows
 
 
@@ -106,11 +126,58 @@ def _judge_pictures(
         texts = [english_list(list(dict.fromkeys(names))) or "a picture" for names in batch.names]
         for row, score in zip(rows, score_pictures(judges.clip, prediction.image, texts)):
             row["clip_score"] = float(score)
-    if judges.segmenter is not None and name_task(batch) == "synthesis":
-        found = judges.segmenter(prediction.image).labels
+    if judges.segmenter is not None:
+        found = judges.segmenter(prediction.image)
         for place, row in enumerate(rows):
-            tally = EntityQuality.measure(found[place], batch.labels[place].cpu())
-            row["synthesis"] = tally.tolist()
+            row["recognised"] = count_recognised(found, batch, place)
+            if name_task(batch) == "synthesis":
+                tally = EntityQuality.measure(found.labels[place], batch.labels[place].cpu())
+                row["synthesis"] = tally.tolist()
+
+
+def count_recognised(found: Segments, batch: Batch, place: int) -> list[int]:
+    """How many asked entities of one picture are recognised, and how many there are.
+
+    Args:
+        found: segments of the drawn pictures, at the batch's size.
+        batch: what was asked for.
+        place: of the picture in both.
+    """
+    labels, truth = found.labels[place].cpu(), batch.labels[place].cpu()
+    said = [speak_category(name) for name in found.names[place]]
+    if RECIPES[name_task(batch)].local:
+        drawn = {said[k - 1] for k in list_filling(labels, batch.coarse_mask[place, 0].cpu())}
+        hits = [name in drawn for name in batch.names[place]]
+    else:
+        overlaps = count_overlaps(labels, truth)
+        rows, columns = np.nonzero(overlaps.iou >= LEAST_IOU)
+        pairs = set(zip(overlaps.predicted_labels[rows], overlaps.true_labels[columns]))
+        hit = {true for mine, true in pairs if said[mine - 1] == batch.names[place][true - 1]}
+        hits = [label in hit for label in range(1, len(batch.names[place]) + 1)]
+    return [sum(hits), len(hits)]
+
+
+def list_filling(labels: torch.Tensor, coarse_mask: torch.Tensor) -> list[int]:
+    """Labels of segments that are large enough and lie at least by half inside the coarse mask.
+
+    Args:
+        labels: int [H, W]; 0 is none.
+        coarse_mask: bool [H, W].
+    """
+    whole_px = torch.bincount(labels.flatten())
+    inside_px = torch.bincount(labels[coarse_mask], minlength=len(whole_px))
+    fills = (2 * inside_px >= whole_px) & (whole_px >= LEAST_SHARE * labels.numel())
+    return [label for label in fills.nonzero().flatten().tolist() if label]
+
+
+def measure_known(batch: Batch, prediction: Prediction) -> list[float | None]:
+    """Mean absolute error, 0..255, of each picture outside of its coarse mask.
+
+    What is known there must come back as it was. None where the mask covers the whole picture.
+    """
+    away = (prediction.image.cpu().float() - batch.image.cpu().float()).abs().mean(1)  # [B, H, W]
+    known = ~batch.coarse_mask[:, 0].cpu()
+    return [float(one[mine].mean()) if mine.any() else None for one, mine in zip(away, known)]
 
 
 def take_features(

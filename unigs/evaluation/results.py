@@ -34,9 +34,16 @@ from unigs.records import UnigsError
 GROUPS = ("all", "single", "multiple")
 """Pictures with one entity asked for, and with more (Tables 3 and 4)."""
 
+MEANS = {
+    "clip_score": "clip_score",
+    "known_error": "known_error",
+    "seconds": "seconds_per_picture",
+}
+"""Means over the pictures that have the value: its field in a row -> the figure."""
+
 COLUMNS = (
     "index", "task", "key", "prompt", "entities", "miou", "recall", "pq", "boundary_iou",
-    "giou", "synthesis_miou", "clip_score", "seconds", "digest",
+    "giou", "synthesis_miou", "recognised", "known_error", "clip_score", "seconds", "digest",
 )  # fmt: skip
 
 
@@ -129,12 +136,13 @@ def summarise_rows(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     judged = [row["synthesis"] for row in rows if "synthesis" in row]
     if judged:
         figures["synthesis_miou"] = _sum_up(EntityQuality, judged)["miou"]
-    scores = [row["clip_score"] for row in rows if "clip_score" in row]
-    if scores:
-        figures["clip_score"] = math.fsum(scores) / len(scores)
-    seconds = [row["seconds"] for row in rows if "seconds" in row]
-    if seconds:
-        figures["seconds_per_picture"] = math.fsum(seconds) / len(seconds)
+    asked = [row["recognised"] for row in rows if "recognised" in row]
+    if total := sum(count for _, count in asked):
+        figures["recognised"] = sum(found for found, _ in asked) / total
+    for field, figure in MEANS.items():
+        values = [row[field] for row in rows if field in row]
+        if values:
+            figures[figure] = math.fsum(values) / len(values)
     return figures
 
 
