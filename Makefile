@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 RUN := runs/quickstart
 IMAGES ?= 600
 STEPS ?= 900
+SCENES := --size_px 80 --max_things 4 --max_stuff 2 --min_radius 0.08
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,7 +28,7 @@ lock:  ## resolve the newest allowed versions into requirements.lock
 	  --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade -q -o requirements.lock
 
 quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one picture (7 minutes, 2 cores)
-	$(BIN)/unigs synthetic --out $(RUN)/data --images $(IMAGES)
+	$(BIN)/unigs synthetic --out $(RUN)/data --images $(IMAGES) $(SCENES)
 	$(BIN)/unigs shards --coco $(RUN)/data/coco --openimages $(RUN)/data/openimages \
 	  --entityseg $(RUN)/data/entityseg --out $(RUN)/shards
 	test -e $(RUN)/base/model_index.json || $(BIN)/unigs base --preset tiny --out $(RUN)/base
@@ -35,17 +36,19 @@ quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one 
 	$(BIN)/unigs export --checkpoint $(RUN)/checkpoints/last.ckpt --out $(RUN)/pipeline
 	$(BIN)/unigs sheet --pipeline $(RUN)/pipeline --shards '[$(RUN)/shards]' --resolution_px 64 \
 	  --per_task 2 --out $(RUN)/sheet.png
+	$(BIN)/unigs sheet --pipeline unigs/assets/pipeline --shards '[$(RUN)/shards]' --resolution_px 64 \
+	  --per_task 2 --out $(RUN)/sheet-shipped.png
 	@echo
 	@echo "Done. What there is now:"
 	@echo "  $(RUN)/data       three data sets in the layouts of COCO, Open Images and EntitySeg"
 	@echo "  $(RUN)/shards     the same as WebDataset shards; check: unigs shards verify --out $(RUN)/shards"
 	@echo "  $(RUN)/pipeline   the trained model: UniGSPipeline.load('$(RUN)/pipeline')"
 	@echo "  $(RUN)/sheet.png  condition, image, colormap, decoded masks, truth for each task: look at it"
+	@echo "  $(RUN)/sheet-shipped.png  the same scenes by the model that ships with the package, trained longer"
 	@echo "  curves            $(BIN)/tensorboard --logdir runs"
 	@echo "Next: your own data, 'make shards COCO=... OUT=...', then 'lightning fit --config configs/joint.yaml'."
 
 BENCH := runs/benchmark
-SCENES := --size_px 80 --max_things 4 --max_stuff 2 --min_radius 0.08
 GRID := --resolution_px 64 --palette_cells 5 --min_area 0.004
 
 benchmark: install  ## draw, train, judge and score the benchmark's model (2 hours, 2 cores); resumes
@@ -70,6 +73,7 @@ ablations: install  ## the benchmark's tables of what matters; after make benchm
 	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_joint.py train
 	$(BIN)/python tools/benchmark_joint.py decode
 	$(BIN)/python tools/benchmark_joint.py sample
+	$(BIN)/python tools/benchmark_joint.py guidance
 	$(BIN)/python tools/benchmark_joint.py tables
 
 shards: install  ## your data -> shards: make shards COCO=... OPENIMAGES=... ENTITYSEG=... OUT=...

@@ -180,6 +180,7 @@ def test_export_writes_the_average_and_replaces_only_pipelines(fitted, tmp_path)
     out = tmp_path / "pipeline"
     export_pipeline(checkpoint, str(out))
     export_pipeline(checkpoint, str(out))  # again: replaced
+    assert not any(str(tmp_path.parent) in file.read_text() for file in out.rglob("*.json"))
     unet = UniGSPipeline.load(str(out)).unet
     averaged = read_ema(torch.load(checkpoint, weights_only=True))
     for name, weight in unet.named_parameters():

@@ -3,6 +3,7 @@
     train [ROW ...]   one short run per row: palette, target, timesteps, given stream, joint
     decode            decoders, thresholds, colour spaces (Tables 8 and 9)
     sample            solvers, steps, guidance of the colormap
+    guidance          of the pictures, judged by the benchmark's segmenter
     curves            learning curves as one picture
     tables            all of these as Markdown
 
@@ -24,9 +25,11 @@ from tqdm import tqdm
 
 from unigs.codec import decode_colormap
 from unigs.data import UniGSData
+from unigs.evaluation.judging import Judges
 from unigs.evaluation.predictors import PipelinePredictor, run_batch
 from unigs.evaluation.run import evaluate
 from unigs.metrics.segmentation import EntityQuality
+from unigs.metrics.segmenter import load_segmenter
 from unigs.pipeline import UniGSPipeline
 from unigs.records import TASKS
 from unigs.tasks import TaskOptions
@@ -53,7 +56,6 @@ ROWS: dict[str, tuple[str, ...]] = {
 }
 """What each row changes. The reference: sample, gradient, clamped, shift 3, entity alone."""
 
-STEPS, BATCH = 1200, 16
 SAMPLES = 100
 
 
@@ -95,11 +97,14 @@ def read_data(tasks: list[str]) -> UniGSData:
     )
 
 
-def score(pipeline: Path, out: Path, tasks: list[str], **options: Any) -> dict[str, Any]:
+def score(
+    pipeline: Path, out: Path, tasks: list[str], segmenter: str | None = None, **options: Any
+) -> dict[str, Any]:
     """Figures of one model on ``SAMPLES`` validation scenes of each task, all subsets aside."""
     options = {"steps": 20, "solver": "unipc", **options}
     predictor = PipelinePredictor(UniGSPipeline.load(str(pipeline)), out.name, **options)
-    results = evaluate(predictor, read_data(tasks), out, samples_per_task=SAMPLES)
+    judges = Judges(segmenter=load_segmenter(segmenter) if segmenter else None)
+    results = evaluate(predictor, read_data(tasks), out, judges, samples_per_task=SAMPLES)
     assert results is not None  # one rank
     return {task: figures["all"] for task, figures in results["figures"].items()}
 
@@ -133,6 +138,17 @@ def compare_decoders() -> None:
         figures[name] = {key: float(value) for key, value in quality.compute().items()}
         print(f"{name:24} {figures[name]}")
     write_json(OUT / "decode.json", figures)
+
+
+def compare_guidance() -> None:
+    """Guidance of the image stream, on the two tasks that draw."""
+    figures = {}
+    for guidance in (1.0, 2.0, 4.0, 7.0):
+        folder = OUT / "guidance" / f"guidance-{guidance}"
+        tasks, judge = ["inpainting", "synthesis"], str(WORK / "judge")
+        found = score(WORK / "pipeline", folder, tasks, judge, guidance=guidance)
+        figures[f"image guidance {guidance}"] = found
+    write_json(OUT / "guidance.json", figures)
 
 
 def compare_samplers() -> None:
@@ -200,20 +216,30 @@ def print_tables() -> None:
         if path.exists():
             found = json.loads(path.read_text())
             print(f"| {name} | {found['miou']:.3f} | {found['recall']:.3f} | {found['ap']:.3f} |")
-    for kind in ("decode", "sample"):
+    columns = ("miou", "recall", "ap", "synthesis_miou", "recognised")
+    for kind in ("decode", "sample", "guidance"):
         if not (OUT / f"{kind}.json").exists():
             continue
-        print(f"\n{kind}")
-        for name, found in json.loads((OUT / f"{kind}.json").read_text()).items():
-            by_task = found if "miou" not in found else {"entity": found}
-            cells = [f"{one['miou']:.3f} / {one['recall']:.3f}" for one in by_task.values()]
-            print(f"| {name} | {' | '.join(cells)} |")
+        rows = json.loads((OUT / f"{kind}.json").read_text())
+        by_row = {k: {"entity": v} if "miou" in v else v for k, v in rows.items()}
+        heads = [
+            (task, column)
+            for task, figures in next(iter(by_row.values())).items()
+            for column in columns
+            if column in figures
+        ]
+        print("\n|" + "".join(f" | {task} {column}" for task, column in heads) + " |")
+        print("|---" * (len(heads) + 1) + "|")
+        for name, found in by_row.items():
+            cells = "".join(f" | {found[task][column]:.3f}" for task, column in heads)
+            print(f"| {name}{cells} |")
 
 
 VERBS = {
     "train": train_rows,
     "decode": compare_decoders,
     "sample": compare_samplers,
+    "guidance": compare_guidance,
     "curves": draw_curves,
     "tables": print_tables,
 }

@@ -59,6 +59,7 @@ def export_pipeline(checkpoint: str, out: str, ema: bool = True, half: bool = Fa
         half: store weights in half precision.
     """
     pipeline = load_checkpoint(checkpoint, ema).make_pipeline()
+    pipeline.vae.register_to_config(_name_or_path="")  # where the base lay is nobody's business
     target = Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
