@@ -74,7 +74,7 @@ def test_clamping_returns_the_known_stream(pipeline, inputs):
 
 @pytest.mark.parametrize("palette", ["gradient", "random"])
 def test_a_model_of_another_palette_paints_and_decodes_with_it(pipeline, palette):
-    """Clamped, a synthesis gives its own colormap back: as masks and, through the VAE, in colour."""
+    """Clamped, a synthesis gives its own colormap back, through the VAE."""
     other = UniGSPipeline(**pipeline.components, palette_cells=5, palette=palette)
     labels = torch.zeros(1, 64, 64, dtype=torch.int32)
     labels[:, 8:40, 8:50] = 1
