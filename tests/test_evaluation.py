@@ -112,7 +112,7 @@ class Interrupted(Oracle):
     """Stops after some batches."""
 
     def __init__(self, batches):
-        super().__init__(5)
+        super().__init__(PALETTE)
         self.left = batches
 
     def __call__(self, batch):

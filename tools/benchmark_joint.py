@@ -72,7 +72,7 @@ def train_rows(names: list[str]) -> None:
         folder.mkdir(parents=True)
         # The callbacks' list cannot be changed in part, so a copy of the config names the folder.
         recipe = Path("configs/ablation.yaml").read_text()
-        config = folder / "config.yaml"
+        config = folder / "recipe.yaml"
         config.write_text(recipe.replace(str(OUT / "reference"), str(folder)))
         run("fit", "--config", str(config), *ROWS[name])
         run("export", "--checkpoint", str(folder / "model.ckpt"), "--out", str(folder / "pipeline"))
