@@ -65,6 +65,9 @@ benchmark: install  ## draw, train, judge and score the benchmark's model (2 hou
 	$(BIN)/unigs evaluate --models '[$(BENCH)/pipeline, oracle, oracle-vae=$(BENCH)/pipeline, floor-random]' \
 	  --shards '[$(BENCH)/test-shards]' $(GRID) --steps 20 --solver unipc --batch_size 20 \
 	  --samples_per_task 250 --segmenter $(BENCH)/judge --out $(BENCH)/evaluation
+	$(BIN)/unigs evaluate --models '[$(BENCH)/pipeline]' --shards '[$(BENCH)/test-shards]' $(GRID) \
+	  --tasks '[referring, entity]' --steps 1 --solver unipc --batch_size 20 \
+	  --samples_per_task 250 --out $(BENCH)/evaluation-masks
 	$(BIN)/unigs sheet --pipeline $(BENCH)/pipeline --shards '[$(BENCH)/test-shards]' --resolution_px 64 \
 	  --per_task 3 --out $(BENCH)/sheet.png
 	$(BIN)/python tools/benchmark_joint.py curves

@@ -154,9 +154,10 @@ def compare_guidance() -> None:
 def compare_samplers() -> None:
     """Steps, solvers and the colormap's guidance, on the two tasks that find masks."""
     rows: dict[str, dict[str, Any]] = {
-        **{f"UniPC {steps}": {"steps": steps} for steps in (2, 5, 10, 20)},
+        **{f"UniPC {steps}": {"steps": steps} for steps in (1, 2, 3, 5, 10, 20)},
         **{f"DDIM {steps}": {"steps": steps, "solver": "ddim"} for steps in (20, 200)},
         **{f"UniPC 20, colormap guidance {g}": {"colormap_guidance": g} for g in (1.5, 3.0)},
+        "UniPC 2, colormap guidance 3.0": {"steps": 2, "colormap_guidance": 3.0},
         "UniPC 20, given stream denoised": {"given_stream": "denoise"},
     }
     figures = {}
