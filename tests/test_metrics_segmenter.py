@@ -60,6 +60,23 @@ def graph_areas(classes):
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("least_px", [0, 2, 5, 1000])
+def test_fused_classes_are_one_segment_and_the_others_as_they_were(seed, least_px):
+    classes = np.random.default_rng(seed).integers(0, 4, (11, 14))
+    fused = {1, 3}
+    labels, found = split_classes(classes, least_px, fused)
+    apart, kinds = split_classes(classes, least_px)
+    for number in range(4):
+        whole = classes == number
+        mine = [labels == k for k, kind in enumerate(found, 1) if kind == number]
+        theirs = [apart == k for k, kind in enumerate(kinds, 1) if kind == number]
+        if number in fused:
+            theirs = [whole] if whole.sum() >= max(1, least_px) else []
+        assert len(mine) == len(theirs)
+        assert all((one == other).all() for one, other in zip(mine, theirs))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("least_px", [0, 2, 5, 1000])
 def test_areas_are_those_of_the_pixel_graph(seed, least_px):
     rng = np.random.default_rng(seed)
     classes = rng.integers(0, 2 + seed % 3, (11, 14))

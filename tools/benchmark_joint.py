@@ -1,6 +1,7 @@
 """The benchmark's ablations, on the data and the model that ``make benchmark`` leaves behind.
 
-    train [ROW ...]   one short run per row: palette, target, timesteps, given stream, joint
+    train [ROW ...]   one short run per row: palette, target, timesteps, given stream, joint;
+                      --seed N trains it from another seed, into a folder of its own
     decode            decoders, thresholds, colour spaces (Tables 8 and 9)
     sample            solvers, steps, guidance of the colormap
     guidance          of the pictures, judged by the benchmark's segmenter
@@ -13,6 +14,7 @@ kept in runs/benchmark/ablations and not run again.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -39,6 +41,10 @@ OUT = WORK / "ablations"
 ALONE = "--data.init_args.task_ratios"
 MODEL = "--model.init_args"
 
+JOINT = "{inpainting: 0.2, synthesis: 0.2, referring: 0.25, entity: 0.35}"
+PAPER = "{inpainting: 0.3, synthesis: 0.3, referring: 0.2, entity: 0.2}"
+LONGER = ("--trainer.max_steps=1430", f"{MODEL}.decay_steps=1430")
+
 ROWS: dict[str, tuple[str, ...]] = {
     "reference": (),
     "location, neighbours apart": (f"{MODEL}.palette=location",),
@@ -46,26 +52,30 @@ ROWS: dict[str, tuple[str, ...]] = {
     "epsilon": (f"{MODEL}.prediction_type=epsilon",),
     "v": (f"{MODEL}.prediction_type=v_prediction",),
     "uniform timesteps": (f"{MODEL}.mask_timestep_shift=1",),
+    "shift 10": (f"{MODEL}.mask_timestep_shift=10",),
     "given stream denoised": (f"{MODEL}.given_stream=denoise",),
-    "joint, benchmark ratios": (
-        f"{ALONE}={{inpainting: 0.2, synthesis: 0.2, referring: 0.25, entity: 0.35}}",
-    ),
-    "joint, paper ratios": (
-        f"{ALONE}={{inpainting: 0.3, synthesis: 0.3, referring: 0.2, entity: 0.2}}",
-    ),
+    "referring alone": (f"{ALONE}={{referring: 1.0}}",),
+    "joint, benchmark ratios": (f"{ALONE}={JOINT}",),
+    "joint, paper ratios": (f"{ALONE}={PAPER}",),
+    "joint, as many entity samples": (f"{ALONE}={JOINT}", *LONGER),
 }
 """What each row changes. The reference: sample, gradient, clamped, shift 3, entity alone."""
 
 SAMPLES = 50
 
 
-def train_rows(names: list[str]) -> None:
+def row_folder(name: str, seed: int) -> Path:
+    """Where a row's run lies."""
+    return OUT / f"seed-{seed}" / name.replace(",", "").replace(" ", "-")
+
+
+def train_rows(names: list[str], seed: int) -> None:
     """Train, export and score rows that are not done yet."""
     base = WORK / "base-tiny"
     if not base.exists():
         run("base", "--preset", "tiny", "--out", str(base))
     for name in names or list(ROWS):
-        folder = OUT / name.replace(",", "").replace(" ", "-")
+        folder = row_folder(name, seed)
         if (folder / "score.json").exists():
             continue
         shutil.rmtree(folder, ignore_errors=True)
@@ -74,10 +84,17 @@ def train_rows(names: list[str]) -> None:
         recipe = Path("configs/ablation.yaml").read_text()
         config = folder / "recipe.yaml"
         config.write_text(recipe.replace(str(OUT / "reference"), str(folder)))
-        run("fit", "--config", str(config), *ROWS[name])
+        seeds = (f"--seed_everything={seed}", f"--data.init_args.seed={seed}")
+        run("fit", "--config", str(config), *seeds, *ROWS[name])
         run("export", "--checkpoint", str(folder / "model.ckpt"), "--out", str(folder / "pipeline"))
-        figures = score(folder / "pipeline", folder / "rows", ["entity"])
-        (folder / "score.json").write_text(json.dumps(figures["entity"], indent=1))
+        tasks = [task for task in ("referring", "entity") if task in " ".join(ROWS[name])]
+        figures = {
+            steps: score(
+                folder / "pipeline", folder / f"rows-{steps}", tasks or ["entity"], steps=steps
+            )
+            for steps in (1, 20)
+        }
+        write_json(folder / "score.json", figures)
 
 
 def run(*words: str) -> None:
@@ -209,14 +226,26 @@ def draw_curves() -> None:
     figure.savefig("docs/benchmark-curves.svg", metadata={"Date": None})
 
 
+def print_rows() -> None:
+    """The short runs: mean over the seeds that are there, and half their range."""
+    print("| training row | task | seeds | mIoU, 1 step | recall | mIoU, 20 steps | recall |")
+    print("|---" * 7 + "|")
+    for name in ROWS:
+        paths = sorted(OUT.glob(f"seed-*/{row_folder(name, 0).name}/score.json"))
+        runs = [json.loads(path.read_text()) for path in paths]
+        for task in runs[0]["1"] if runs else ():
+            cells = ""
+            for steps in ("1", "20"):
+                for column in ("miou", "recall"):
+                    values = [one[steps][task][column] for one in runs]
+                    spread = f" ± {np.ptp(values) / 2:.3f}" if len(values) > 1 else ""
+                    cells += f" | {np.mean(values):.3f}{spread}"
+            print(f"| {name} | {task} | {len(runs)}{cells} |")
+
+
 def print_tables() -> None:
     """What is there, as Markdown."""
-    print("| training row | entity mIoU | recall | AP^e |\n|---|---|---|---|")
-    for name in ROWS:
-        path = OUT / name.replace(",", "").replace(" ", "-") / "score.json"
-        if path.exists():
-            found = json.loads(path.read_text())
-            print(f"| {name} | {found['miou']:.3f} | {found['recall']:.3f} | {found['ap']:.3f} |")
+    print_rows()
     columns = ("miou", "recall", "ap", "synthesis_miou", "recognised")
     for kind in ("decode", "sample", "guidance"):
         if not (OUT / f"{kind}.json").exists():
@@ -249,6 +278,9 @@ if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
         sys.exit(__doc__)
     if sys.argv[1] == "train":
-        train_rows(sys.argv[2:])
+        parser = argparse.ArgumentParser()
+        parser.add_argument("names", nargs="*", metavar="ROW", choices=[*ROWS, []])
+        parser.add_argument("--seed", type=int, default=0)
+        train_rows(**vars(parser.parse_args(sys.argv[2:])))
     else:
         VERBS[sys.argv[1]]()  # type: ignore[operator]

@@ -7,7 +7,7 @@ of the data it was trained on and no others; what it makes of real ones is its c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import lightning as L
@@ -25,6 +25,8 @@ from transformers import (
 from unigs.data import UniGSData, list_names
 from unigs.diffusion.encoders import to_signed
 from unigs.records import Batch, UnigsError
+from unigs.shards.manifest import Manifest
+from unigs.tasks import speak_category
 
 UNKNOWN = 255
 """The class of pixels whose category is not known; the loss and the figures leave them out."""
@@ -74,11 +76,22 @@ def rate_classes(confusion: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def build_network(categories: Mapping[str, int], width: int) -> UperNetForSemanticSegmentation:
+def list_stuff(manifests: Mapping[str, Manifest]) -> set[str]:
+    """Spoken names that some data set calls stuff and none calls things."""
+    kinds: dict[str, set[bool | None]] = {}
+    for row in (row for manifest in manifests.values() for row in manifest.categories):
+        kinds.setdefault(speak_category(row["name"]), set()).add(row["is_thing"])
+    return {name for name, seen in kinds.items() if False in seen and True not in seen}
+
+
+def build_network(
+    categories: Mapping[str, int], stuff: Collection[str], width: int
+) -> UperNetForSemanticSegmentation:
     """UperNet over a ResNet-18 of another width, random weights.
 
     Args:
         categories: spoken name -> class.
+        stuff: names of which a picture has one segment each, however many areas it has.
         width: channels of the first stage; the next have 2, 4 and 6 times as many, the head 1.5.
     """
     backbone = ResNetConfig(
@@ -95,6 +108,7 @@ def build_network(categories: Mapping[str, int], width: int) -> UperNetForSemant
         use_auxiliary_head=False,
         id2label={number: name for name, number in categories.items()},
         label2id=dict(categories),
+        label_ids_to_fuse=[number for name, number in categories.items() if name in stuff],
     )
     return UperNetForSemanticSegmentation(config)
 
@@ -153,7 +167,7 @@ class Judge(L.LightningModule):
         if self.network is None:
             manifests, _ = self.data.select_sources(self.data.train_split)
             self.categories = {name: place for place, name in enumerate(list_names(manifests))}
-            network = build_network(self.categories, self.hp.width)
+            network = build_network(self.categories, list_stuff(manifests), self.hp.width)
             self.network = network.to(memory_format=torch.channels_last)  # a quarter faster
             self.confusion = MulticlassConfusionMatrix(len(self.categories), ignore_index=UNKNOWN)
 

@@ -9,7 +9,7 @@ What is made of them is said in ``evaluation.judging``. Works without torchvisio
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -129,15 +129,21 @@ class PanopticSegmenter(Segmenter):
 class SemanticSegmenter(Segmenter):
     """A network that names pixels: every 4-connected area of one class is a segment.
 
-    A segment's score is the mean probability of its class over its pixels. Entities of one class
-    that touch are one segment, and an entity cut in two by another is two.
+    Classes whose ids the network's config lists as ``label_ids_to_fuse`` (the stuff, in the words
+    of transformers' panoptic processors) are one segment each, however many areas they have. A
+    segment's score is the mean probability of its class over its pixels. Things of one class that
+    touch are one segment, and a thing cut in two by another is two.
     """
+
+    def __init__(self, model: nn.Module, processor: Any, name: str) -> None:
+        super().__init__(model, processor, name)
+        self.stuff = frozenset(getattr(model.config, "label_ids_to_fuse", None) or ())
 
     def read_outputs(self, outputs: Any, count: int, size_px: tuple[int, int]) -> Segments:
         logits = nn.functional.interpolate(outputs.logits.float(), size_px, mode="bilinear")
         sure, classes = logits.softmax(1).max(1)  # [B, H, W] each
         least_px = LEAST_SHARE * size_px[0] * size_px[1]
-        parts = [split_classes(one, least_px) for one in classes.cpu().numpy()]
+        parts = [split_classes(one, least_px, self.stuff) for one in classes.cpu().numpy()]
         return Segments(
             torch.from_numpy(np.stack([labels for labels, _ in parts])),
             [
@@ -148,12 +154,15 @@ class SemanticSegmenter(Segmenter):
         )
 
 
-def split_classes(classes: np.ndarray, least_px: float) -> tuple[np.ndarray, list[int]]:
+def split_classes(
+    classes: np.ndarray, least_px: float, fused: Container[int] = ()
+) -> tuple[np.ndarray, list[int]]:
     """Connected areas of one class each; pixels are neighbours across an edge, not a corner.
 
     Args:
         classes: int [H, W].
         least_px: smaller areas are left out.
+        fused: classes of which all areas are one.
 
     Returns:
         int32 [H, W], areas 1..N and 0 for what was left out; the class of each area.
@@ -161,12 +170,13 @@ def split_classes(classes: np.ndarray, least_px: float) -> tuple[np.ndarray, lis
     labels = np.zeros(classes.shape, np.int32)
     found: list[int] = []
     for number in np.unique(classes).tolist():
-        areas, count = ndimage.label(classes == number)  # scipy's default is 4-connected
+        mine = classes == number
+        areas, count = (mine, 1) if number in fused else ndimage.label(mine)  # 4-connected
         sizes_px = np.bincount(areas.ravel(), minlength=count + 1)
         kept = 1 + np.flatnonzero(sizes_px[1:] >= least_px)
         table = np.zeros(count + 1, np.int32)
         table[kept] = len(found) + 1 + np.arange(len(kept))
-        labels += table[areas]
+        labels += table[areas.astype(np.intp)]
         found += [number] * len(kept)
     return labels, found
 
