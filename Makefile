@@ -50,8 +50,9 @@ quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one 
 
 BENCH := runs/benchmark
 GRID := --resolution_px 64 --palette_cells 5 --min_area 0.004
+JUDGED := '[$(BENCH)/pipeline, oracle, oracle-vae=$(BENCH)/pipeline, floor-random]'
 
-benchmark: install  ## draw, train, judge and score the benchmark's model (2 hours, 2 cores); resumes
+benchmark: install  ## draw, train, judge and score the benchmark's model (4 hours, 2 cores); resumes
 	$(BIN)/unigs synthetic --out $(BENCH)/data --images 12000 --val_images 400 $(SCENES)
 	$(BIN)/unigs synthetic --out $(BENCH)/test --images 1 --val_images 1000 --held_out test $(SCENES)
 	$(MAKE) shards COCO=$(BENCH)/data/coco OPENIMAGES=$(BENCH)/data/openimages \
@@ -60,14 +61,17 @@ benchmark: install  ## draw, train, judge and score the benchmark's model (2 hou
 	  ENTITYSEG=$(BENCH)/test/entityseg OUT=$(BENCH)/test-shards
 	test -e $(BENCH)/base/model_index.json || $(BIN)/unigs base --preset small --out $(BENCH)/base
 	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark.yaml
-	$(BIN)/unigs export --checkpoint $(BENCH)/train/checkpoints/last.ckpt --out $(BENCH)/pipeline --half true
+	$(BIN)/unigs export --checkpoint $(BENCH)/train/checkpoints/last.ckpt --out $(BENCH)/first --half true
+	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark-continued.yaml
+	$(BIN)/unigs export --checkpoint $(BENCH)/train-continued/checkpoints/last.ckpt \
+	  --out $(BENCH)/pipeline --half true
 	test -e $(BENCH)/judge/config.json || $(BIN)/unigs fit --config configs/judge.yaml
-	$(BIN)/unigs evaluate --models '[$(BENCH)/pipeline, oracle, oracle-vae=$(BENCH)/pipeline, floor-random]' \
-	  --shards '[$(BENCH)/test-shards]' $(GRID) --steps 20 --solver unipc --batch_size 20 \
-	  --samples_per_task 250 --segmenter $(BENCH)/judge --out $(BENCH)/evaluation
-	$(BIN)/unigs evaluate --models '[$(BENCH)/pipeline]' --shards '[$(BENCH)/test-shards]' $(GRID) \
-	  --tasks '[referring, entity]' --steps 1 --solver unipc --batch_size 20 \
-	  --samples_per_task 250 --out $(BENCH)/evaluation-masks
+	for steps in 1 20; do $(BIN)/unigs evaluate --models $(JUDGED) --shards '[$(BENCH)/test-shards]' $(GRID) \
+	  --tasks '[referring, entity]' --steps $$steps --solver unipc --batch_size 20 \
+	  --samples_per_task 250 --out $(BENCH)/evaluation-masks-$$steps || exit 1; done
+	$(BIN)/unigs evaluate --models $(JUDGED) --shards '[$(BENCH)/test-shards]' $(GRID) \
+	  --tasks '[inpainting, synthesis]' --steps 20 --solver unipc --batch_size 20 \
+	  --samples_per_task 250 --segmenter $(BENCH)/judge --out $(BENCH)/evaluation-pictures
 	$(BIN)/unigs sheet --pipeline $(BENCH)/pipeline --shards '[$(BENCH)/test-shards]' --resolution_px 64 \
 	  --per_task 3 --out $(BENCH)/sheet.png
 	$(BIN)/python tools/benchmark_joint.py curves
