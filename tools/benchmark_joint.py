@@ -5,7 +5,7 @@
     decode            decoders, thresholds, colour spaces (Tables 8 and 9)
     sample            solvers, steps, guidance of the colormap
     guidance          of the pictures, judged by the benchmark's segmenter
-    curves            learning curves as one picture
+    curves            learning curves, one picture for each of the two runs
     tables            all of these as Markdown
 
 Every choice is made on validation scenes; nothing here reads the test set. Rows that are done are
@@ -189,15 +189,28 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1))
 
 
-def draw_curves() -> None:
-    """Loss by task and branch, and validation mIoU, from the run's event files."""
+CURVES = {
+    "train": "docs/benchmark-curves.svg",
+    "train-continued": "docs/benchmark-curves-continued.svg",
+}
+
+
+def draw_all_curves() -> None:
+    """One picture for each of the two runs that is there."""
+    for run_name, path in CURVES.items():
+        if (WORK / run_name).exists():
+            draw_curves(WORK / run_name, path)
+
+
+def draw_curves(folder: Path, path: str) -> None:
+    """Loss by task and branch, and validation mIoU, from a run's event files."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(WORK / "train"), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     known = set(events.Tags()["scalars"])
     pyplot.rcParams.update({"svg.hashsalt": "unigs", "font.size": 8})
@@ -223,7 +236,7 @@ def draw_curves() -> None:
     axes[1].set_yscale("log")
     axes[2].set_ylim(0, 1)
     axes[2].legend()
-    figure.savefig("docs/benchmark-curves.svg", metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None})
 
 
 def print_rows() -> None:
@@ -270,7 +283,7 @@ VERBS = {
     "decode": compare_decoders,
     "sample": compare_samplers,
     "guidance": compare_guidance,
-    "curves": draw_curves,
+    "curves": draw_all_curves,
     "tables": print_tables,
 }
 
