@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from unigs.codec import PaletteError, encode_colormap
 from unigs.codec.colours import colour_features
-from unigs.codec.palette import MAX_CELLS, cell_colours, legal_colours
+from unigs.codec.palette import MAX_CELLS, SIZES, cell_colours, cell_homes, legal_colours
 from unigs.records import Skips
 
 
@@ -127,6 +127,55 @@ def test_a_gradient_follows_the_place_and_tells_every_cell_apart() -> None:
         assert (rgb[..., 2] == 128).all()
     with pytest.raises(PaletteError, match=r"1\.\.5 cells"):
         cell_colours(6, assignment="gradient")
+
+
+def draw_squares(*squares: tuple[int, int, int], side: int = 60) -> torch.Tensor:
+    """Labels 1, 2, ... of squares (top, left, side), later ones on top of earlier ones."""
+    labels = torch.zeros(side, side, dtype=torch.long)
+    for label, (top, left, width) in enumerate(squares, 1):
+        labels[top : top + width, left : left + width] = label
+    return labels
+
+
+@pytest.mark.parametrize("place", range(0, 46, 5))
+def test_scaled_tells_a_thing_from_what_it_lies_on_wherever_it_lies(place: int) -> None:
+    labels = draw_squares((0, 0, 60), (place, 20, 14))
+    colours = colours_by_label(labels, encode_colormap(labels, assignment="scaled", cells=5))
+    assert colours[2][2] - colours[1][2] >= 128  # blue
+
+
+def test_scaled_loses_blue_as_an_entity_grows_past_whole_cells() -> None:
+    """Twelve pixels are one of five cells: classes change at 12, 24 and 36 and nowhere else."""
+    blues = {}
+    for width in range(2, 61):
+        labels = draw_squares((30 - width // 2, 30 - width // 2, width))
+        painted = encode_colormap(labels, assignment="scaled", cells=5)
+        blues[width] = colours_by_label(labels, painted)[1][2]
+    assert [w for w in range(3, 61) if blues[w] < blues[w - 1]] == [12, 24, 36]
+    assert len(set(blues.values())) == SIZES
+
+
+def test_scaled_keeps_two_entities_of_one_place_and_size_apart() -> None:
+    labels = draw_squares((20, 20, 20), (22, 22, 16))
+    labels[25:35, 25:35] = 1  # a ring in a frame: one centre, areas of one class
+    for collisions, colours in (("nearest", 2), ("paper", 1)):
+        painted = encode_colormap(labels, "scaled", collisions, cells=5)
+        found = colours_by_label(labels, painted)
+        assert len({found[1], found[2]}) == colours
+
+
+def test_scaled_numbers_are_distinct_and_have_homes_in_order() -> None:
+    for cells in range(1, 6):
+        numbers = cell_colours(cells, assignment="scaled")
+        homes = cell_homes(cells, assignment="scaled")
+        assert len(numbers.unique()) == len(numbers) == len(homes) == SIZES * cells**2
+        assert (numbers > 0).all()
+        rgb = legal_colours()[numbers].double()
+        for channel, axis, sign in ((0, 1, 1), (1, 0, 1), (2, 2, -1)):  # red by column, ...
+            order = homes[:, axis].argsort(stable=True)
+            assert (sign * rgb[order, channel].diff() >= 0).all()
+    with pytest.raises(PaletteError, match=r"1\.\.5 cells"):
+        cell_colours(6, assignment="scaled")
 
 
 def test_neighbouring_cells_are_far_apart_in_lab_and_black_far_from_all() -> None:

@@ -71,7 +71,8 @@ def test_entity_mode_is_a_full_partition(labels: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cells", "assignment"), [(7, "location"), (11, "location"), (5, "gradient"), (11, "random")]
+    ("cells", "assignment"),
+    [(7, "location"), (11, "location"), (5, "gradient"), (5, "scaled"), (11, "random")],
 )
 def test_round_trip_with_other_grids_and_assignments(cells: int, assignment) -> None:
     labels = draw_cells(10, seed=1)

@@ -21,6 +21,7 @@ from unigs.diffusion.encoders import (
     to_uint8,
 )
 from unigs.diffusion.objective import (
+    balance_sizes,
     branch_losses,
     draw_noise,
     draw_timesteps,
@@ -215,6 +216,22 @@ def test_unknown_cells_of_the_colormap_carry_no_loss():
     image, colormap = branch_losses(prediction, target, known_share(ignored, (4, 4)))
     assert image == 0
     assert colormap == 0
+
+
+def test_balanced_weights_count_pixels_at_0_and_entities_at_1():
+    labels = torch.zeros(2, 16, 16, dtype=torch.int32)
+    labels[0, :, 10:] = 1
+    labels[0, 2:5, 3:8] = 2
+    labels[1, 4:, 3:] = 7
+    assert torch.equal(balance_sizes(labels, (16, 16), 0.0), torch.ones(2, 1, 16, 16))
+    weight = balance_sizes(labels, (16, 16), 1.0)[:, 0]
+    for one, mine in zip(weight, labels):
+        sums = torch.stack([one[mine == label].sum() for label in mine.unique()])
+        torch.testing.assert_close(sums, torch.full_like(sums, 256 / len(sums)))
+    for power in (0.5, 1.0):
+        grid = balance_sizes(labels, (4, 4), power)
+        assert grid.shape == (2, 1, 4, 4)
+        torch.testing.assert_close(grid.mean((1, 2, 3)), torch.ones(2))
 
 
 def test_shifted_timesteps_have_their_noise_level_raised_and_keep_their_order():

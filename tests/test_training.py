@@ -102,6 +102,19 @@ def test_clamped_streams_carry_no_loss(base, shards):
         assert (colormap[mine] == 0).all() == (task == "synthesis")
 
 
+def test_balanced_sizes_weigh_every_loss_and_move_none_from_what_is_given(base, shards):
+    dataset = make_data(shards).make_dataset("train", True, dict.fromkeys(TASKS, 1.0))
+    batch = stack_samples([dataset[i].sample for i in range(4)])
+    losses = []
+    for power in (0.0, 0.5):
+        model = make_model(base, size_balance=power, given_stream="clamp")
+        model.configure_model()
+        losses.append(model.losses(batch))
+    for alike, balanced in zip(*losses):
+        assert torch.equal(alike == 0, balanced == 0)
+        assert (alike != balanced)[alike != 0].all()
+
+
 def test_only_the_mask_tasks_timesteps_are_shifted(base, shards, monkeypatch):
     import unigs.training as training
 

@@ -20,6 +20,7 @@ from unigs.diffusion.base import load_components
 from unigs.diffusion.denoiser import denoise, widen_unet
 from unigs.diffusion.encoders import LATENT_CHANNELS, encode_batch
 from unigs.diffusion.objective import (
+    balance_sizes,
     branch_losses,
     draw_noise,
     draw_timesteps,
@@ -51,10 +52,12 @@ class UniGS(L.LightningModule):
         min_snr_gamma: cap of the signal-to-noise weighting; None weighs all timesteps alike.
         mask_timestep_shift: moves the timesteps of the tasks that only find masks towards noise,
             see ``objective.shift_timesteps``; 1 leaves them uniform, as the paper's are.
+        size_balance: 0 weighs the pixels of a picture alike (paper), 1 its entities; see
+            ``objective.balance_sizes``.
         given_stream: a stream that equals the context is denoised with loss (paper) or clamped:
             re-noised truth, no loss.
-        palette: colour by place (paper), by place with neighbours alike (learnt sooner, few cells)
-            or at random (ablation of Table 7); see ``codec.palette.Assignment``.
+        palette: colour by place (paper), by place with neighbours alike (learnt sooner, few cells),
+            by place and size, or at random (ablation of Table 7); see ``codec.palette.Assignment``.
         palette_cells: cells per side of the palette; linked to the data's.
         gradient_checkpointing: recompute activations in the backward pass; about 30 % slower, far
             less memory.
@@ -78,6 +81,7 @@ class UniGS(L.LightningModule):
         colormap_weight: float = 1.0,
         min_snr_gamma: float | None = None,
         mask_timestep_shift: float = 1.0,
+        size_balance: float = 0.0,
         given_stream: GivenStream = "denoise",
         palette: Assignment = "location",
         palette_cells: int = MAX_CELLS,
@@ -157,9 +161,10 @@ class UniGS(L.LightningModule):
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
         prediction = denoise(self.unet, noisy, timesteps, latents)
         target = regression_target(self.scheduler, clean, noise, timesteps)
-        losses = branch_losses(
-            prediction, target, known_share(batch.ignored, (clean.shape[-2], clean.shape[-1]))
-        )
+        grid = (clean.shape[-2], clean.shape[-1])
+        known = known_share(batch.ignored, grid)  # [B, 1, h, w]
+        weight = balance_sizes(batch.labels, grid, hp.size_balance)
+        losses = branch_losses(prediction, target, known, weight)
         if hp.given_stream == "clamp":
             losses = losses[0] * ~given[:, 0], losses[1] * ~given[:, 1]
         if hp.min_snr_gamma is not None:

@@ -22,8 +22,8 @@ from unigs.codec.colours import (
     sum_by,
 )
 from unigs.codec.dichotomy import dichotomise, split_by_means
-from unigs.codec.palette import MAX_CELLS, Assignment, cell_colours, legal_colours
-from unigs.codec.refine import fill_holes, refine_colormap
+from unigs.codec.palette import MAX_CELLS, Assignment, cell_colours, cell_homes, legal_colours
+from unigs.codec.refine import Places, fill_holes, refine_colormap
 from unigs.codec.sharpness import nearest_legal
 from unigs.records import UnigsError
 
@@ -95,7 +95,8 @@ def decode_colormap(
         if refine == "palette":
             places = None
             if cells is not None and assignment != "random":
-                places = cell_colours(cells, batch.device, assignment)
+                grid = (cells, batch.device, assignment)
+                places = Places(cell_colours(*grid), cell_homes(*grid), cells)
             entity, image, colour = refine_colormap(batch, places)
             if mode == "entity":
                 entity = fill_holes(entity, colour)

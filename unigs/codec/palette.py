@@ -9,6 +9,10 @@ Levels {0, 64, 128, 192, 255} per channel give 125 colours; black is background,
 The picture is cut into ``cells`` x ``cells`` cells. The paper does not say which cell has which
 colour: ``CELL_COLOURS`` is derived by ``tools/optimise_palette.py``. A coarser grid takes the
 table's upper left corner, where neighbours are the same as in the whole.
+
+Two further assignments are rules that a small network learns sooner than a table. ``gradient``:
+red grows by column, green by row. ``scaled``: the same, and blue falls with the entity's size, so
+that a thing always stands out from the larger one it lies on, wherever their centres are.
 """
 
 from __future__ import annotations
@@ -25,10 +29,12 @@ from unigs.seeds import rng
 
 LEVELS = (0, 64, 128, 192, 255)
 MAX_CELLS = 11
+SIZES = 4
+"""Size classes of ``scaled``: an entity of class k is as large as a square of k to k + 1 cells."""
 
-Assignment = Literal["location", "gradient", "random"]
+Assignment = Literal["location", "gradient", "scaled", "random"]
 """How entities get colours: by the place of their centre, neighbours far apart in colour (the
-paper's rule with our table) or alike; or at random (the ablation of Table 7)."""
+paper's rule with our table) or alike; by place and size; or at random (the ablation of Table 7)."""
 
 
 class PaletteError(UnigsError):
@@ -49,17 +55,35 @@ def cell_colours(
     """Colour numbers of a ``cells`` x ``cells`` grid, row by row, int64 [cells * cells].
 
     ``gradient`` lets red grow from left to right and green from top to bottom, half blue
-    throughout, so up to 5 cells; a small network learns it much sooner than a table.
+    throughout; ``scaled`` has such a grid for each of the ``SIZES`` classes, smallest and bluest
+    first, int64 [SIZES * cells * cells]. Both allow up to 5 cells and never give black.
     """
-    limit = len(LEVELS) if assignment == "gradient" else MAX_CELLS
+    rule = assignment in ("gradient", "scaled")
+    limit = len(LEVELS) if rule else MAX_CELLS
     if not 1 <= cells <= limit:
         raise PaletteError(
             f"expected 1..{limit} cells per side, got {cells}, in the {assignment} palette"
         )
-    if assignment == "gradient":
+    if rule:
         level = torch.arange(cells, device=device)
-        return (level[None] * 25 + level[:, None] * 5 + 2).reshape(-1)
+        blue = len(LEVELS) - 1 - torch.arange(SIZES, device=device)
+        blue = blue if assignment == "scaled" else blue.new_full((1,), 2)
+        return (level * 25 + level[:, None] * 5 + blue[:, None, None]).reshape(-1)
     return torch.tensor(CELL_COLOURS, device=device)[:cells, :cells].reshape(-1)
+
+
+def cell_homes(
+    cells: int, device: torch.device | str = "cpu", assignment: Assignment = "location"
+) -> Tensor:
+    """Where entities of each of ``cell_colours`` belong, in cells, float64 [P, 2] or [P, 3].
+
+    Row and column of the cell's middle and, for ``scaled``, the middle of the size class.
+    """
+    axes = [torch.arange(cells, device=device, dtype=torch.double) + 0.5] * 2
+    if assignment != "scaled":
+        return torch.cartesian_prod(*axes)
+    size = torch.arange(SIZES, device=device, dtype=torch.double) + 0.5
+    return torch.cartesian_prod(size, *axes)[:, [1, 2, 0]]
 
 
 def encode_colormap(
@@ -77,9 +101,10 @@ def encode_colormap(
     Args:
         labels: ints [B, H, W] or [H, W]; 0 is background, painted black. Gaps are allowed.
         assignment: ``location`` is the paper's rule, ``gradient`` the same with neighbours alike,
-            ``random`` draws distinct colours (Table 7).
-        collisions: where two entities' centres share a cell, ``nearest`` sends the smaller one to
-            the nearest free cell, so that no two are alike; ``paper`` lets them share the colour.
+            ``scaled`` adds the size, ``random`` draws distinct colours (Table 7).
+        collisions: where two entities' centres share a cell (and, in ``scaled``, a size class),
+            ``nearest`` sends the smaller one to the nearest free cell, so that no two are alike;
+            ``paper`` lets them share the colour.
         seeds: one per image, needed by ``random``: the draw depends on nothing else.
         cells: cells per side, 1..11.
         overflow: with more entities than cells, ``error`` raises and ``drop`` paints the smallest
@@ -99,7 +124,10 @@ def encode_colormap(
     entities = _measure_entities(batch.long(), cells)
     _limit_entities(entities, cells * cells, overflow, skips)
     if assignment != "random":
-        cell = _settle(entities, cells) if collisions == "nearest" else entities["cell"]
+        if assignment == "scaled":
+            entities |= _measure_sizes(entities, cells, labels.shape[-2] * labels.shape[-1])
+        homes = cell_homes(cells, labels.device, assignment)
+        cell = _settle(entities, homes) if collisions == "nearest" else entities["cell"]
         colour = cell_colours(cells, labels.device, assignment)[cell]
     else:
         colour = _draw_colours(entities["area"], seeds)
@@ -149,6 +177,17 @@ def _measure_entities(labels: Tensor, cells: int) -> dict[str, Tensor]:
     return {"area": area, "cell": row * cells + column, "centre": centre, "first": first}
 
 
+def _measure_sizes(entities: dict[str, Tensor], cells: int, pixels: int) -> dict[str, Tensor]:
+    """``cell`` and ``centre`` with the size class as a third coordinate; of whole numbers alone."""
+    cell, centre, area = entities["cell"], entities["centre"], entities["area"]
+    bounds = torch.arange(1, SIZES, device=area.device) ** 2 * pixels
+    size = (area[..., None] * cells**2 >= bounds).sum(-1)
+    return {
+        "cell": size * cells**2 + cell,
+        "centre": torch.cat((centre, size[..., None] + 0.5), -1),
+    }
+
+
 def _limit_entities(
     entities: dict[str, Tensor], limit: int, overflow: str, skips: Skips | None
 ) -> None:
@@ -179,23 +218,21 @@ def _rank_entities(entities: dict[str, Tensor]) -> Tensor:
     return order.argsort(dim=1)
 
 
-def _settle(entities: dict[str, Tensor], cells: int) -> Tensor:
+def _settle(entities: dict[str, Tensor], homes: Tensor) -> Tensor:
     """Give every entity a cell of its own: the largest at home, the others where it is free."""
     present, home = entities["area"] > 0, entities["cell"]
     b, device = len(home), home.device
     rank = torch.where(present, _rank_entities(entities), home.shape[1])
-    best = torch.full((b, cells * cells), home.shape[1], device=device)
+    best = torch.full((b, len(homes)), home.shape[1], device=device)
     best = best.scatter_reduce(1, home, rank, "amin")
     taken = best < home.shape[1]
     homeless = present & (best.gather(1, home) != rank)
     cell, image = home.clone(), torch.arange(b, device=device)
-    grid = torch.arange(cells, device=device, dtype=torch.double) + 0.5
-    grid = torch.cartesian_prod(grid, grid)  # [cells ** 2, 2]
     order = torch.where(homeless, rank, home.shape[1]).argsort(dim=1, stable=True)
     for step in range(int(homeless.sum(1).max())):
         who = order[:, step]
         moves = homeless[image, who]
-        distance = (entities["centre"][image, who][:, None] - grid).square().sum(-1)
+        distance = (entities["centre"][image, who][:, None] - homes).square().sum(-1)
         free = distance.masked_fill(taken, torch.inf).argmin(1)
         cell[image, who] = torch.where(moves, free, cell[image, who])
         taken[image, free] |= moves

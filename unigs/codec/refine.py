@@ -49,14 +49,14 @@ not depend on batch, device or threads.
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from unigs.codec.colours import sum_by
-from unigs.codec.palette import legal_colours
+from unigs.codec.palette import SIZES, legal_colours
 from unigs.codec.regions import count_pairs, label_regions, list_contacts, unite
 from unigs.codec.sharpness import (
     PASSAGE,
@@ -85,12 +85,27 @@ HOLE = 0.25
 """Largest black hole, as a part of the entity around it, that is filled."""
 
 
-def refine_colormap(colormap: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Places:
+    """What a palette tells of its colours.
+
+    Attributes:
+        colours: the palette's ``cell_colours``, int64 [P].
+        homes: its ``cell_homes``, float64 [P, 2] for row and column or [P, 3] with the size class.
+        cells: cells per side.
+    """
+
+    colours: Tensor
+    homes: Tensor
+    cells: int
+
+
+def refine_colormap(colormap: Tensor, places: Places | None) -> tuple[Tensor, Tensor, Tensor]:
     """Find the entities of a batch of colormaps.
 
     Args:
         colormap: uint8 [B, 3, H, W], not empty.
-        places: the palette's ``cell_colours``; None if colours do not tell places.
+        places: of the palette; None if colours do not tell places.
 
     Returns:
         entity: int64 [B, H, W], a full partition, numbers without gaps over the batch.
@@ -196,7 +211,7 @@ def join_drifted(region: Tensor, colour: Tensor) -> Tensor:
 
 
 def identify(
-    region: Tensor, colour: Tensor, state: Sharpness, places: Tensor | None
+    region: Tensor, colour: Tensor, state: Sharpness, places: Places | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give each region its legal colour and decide whether it is one of an entity (facts 2, 3).
 
@@ -224,10 +239,10 @@ def identify(
     clear = area >= torch.where(state.sharp, CLEAR_SHARP_PX, need)[image]
     placed = torch.ones_like(clear)
     if places is not None:
-        cells = math.isqrt(len(places))
-        y = total(torch.arange(h, device=region.device)[:, None] + 0.5) * cells / h
-        x = total(torch.arange(w, device=region.device) + 0.5) * cells / w
-        legal, placed = _fit_places(torch.stack((y, x), 1), area, mean, legal, clear, image, places)
+        y = total(torch.arange(h, device=region.device)[:, None] + 0.5) * places.cells / h
+        x = total(torch.arange(w, device=region.device) + 0.5) * places.cells / w
+        sums = torch.stack((y, x, area), 1)
+        legal, placed = _fit_places(sums, h * w, mean, legal, clear, image, places)
     shades = len(legal_colours())
     certain = torch.zeros(b * shades, dtype=torch.bool, device=region.device)
     certain[(image * shades + legal)[clear]] = True
@@ -238,23 +253,27 @@ def identify(
 
 
 def _fit_places(
-    moment: Tensor,
-    area: Tensor,
+    sums: Tensor,
+    pixels: int,
     mean: Tensor,
     legal: Tensor,
     clear: Tensor,
     image: Tensor,
-    places: Tensor,
+    places: Places,
 ) -> tuple[Tensor, Tensor]:
-    """Check regions against the cells of their colours; correct those that are near (fact 3)."""
+    """Check regions against the places of their colours; correct those that are near (fact 3).
+
+    Args:
+        sums: float64 [R, 3], of row and column in cells over a region's pixels, and their number.
+        pixels: of a picture.
+    """
     shades = len(legal_colours())
-    home = moment.new_full((shades, 2), -torch.inf)
-    middle = torch.arange(math.isqrt(len(places)), device=moment.device, dtype=torch.double) + 0.5
-    home[places] = torch.cartesian_prod(middle, middle)
-    near = _is_near(moment / area[:, None], home)  # [R, 125]
+    home = sums.new_full((shades, places.homes.shape[1]), -torch.inf)
+    home[places.colours] = places.homes
+    near = _is_near(_locate(sums, pixels, places), home)  # [R, 125]
     group = image * shades + legal
     groups = int(group.max()) + 1
-    together = (sum_by(group, groups, moment.t()) / sum_by(group, groups, area)).t()
+    together = _locate(sum_by(group, groups, sums.t()).t(), pixels, places)
     own = legal[:, None]
     placed = (near | _is_near(together, home)[group]).gather(1, own)[:, 0]
     certain = torch.zeros(groups - groups % shades + shades, dtype=torch.bool, device=legal.device)
@@ -268,9 +287,16 @@ def _fit_places(
     return torch.where(moved, best.indices, legal), placed | moved
 
 
-def _is_near(centre: Tensor, home: Tensor) -> Tensor:
-    """Whether centres [R, 2] lie within a cell of the homes [125, 2], in cells; bool [R, 125]."""
-    return (centre[:, None] - home).abs().amax(2) < 1.5
+def _locate(sums: Tensor, pixels: int, places: Places) -> Tensor:
+    """Centre and, where the palette has size classes, size of regions, in cells, [R, 2 or 3]."""
+    area = sums[:, 2:]
+    size = ((area / pixels).sqrt() * places.cells).clamp(max=SIZES)  # the last class is open
+    return torch.cat((sums[:, :2] / area, size), 1)[:, : places.homes.shape[1]]
+
+
+def _is_near(place: Tensor, home: Tensor) -> Tensor:
+    """Whether places [R, D] lie within a cell of the homes [125, D], in cells; bool [R, 125]."""
+    return (place[:, None] - home).abs().amax(2) < 1.5
 
 
 def assign_borders(region: Tensor, colour: Tensor) -> Tensor:

@@ -77,6 +77,29 @@ def known_share(ignored: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return 1 - nn.functional.adaptive_avg_pool2d(ignored[:, None].float(), size)
 
 
+def balance_sizes(labels: torch.Tensor, size: tuple[int, int], power: float) -> torch.Tensor:
+    """Weights of the latent cells that favour small entities.
+
+    A pixel weighs as its entity's part of the picture to the power of -``power``. At 0 all pixels
+    count alike, so an entity counts by its area; at 1 all entities of a picture count alike, as
+    they do in mIoU and AP. What is not painted counts as one entity.
+
+    Args:
+        labels: int [B, H, W]; 0 is not painted.
+        size: h, w of the latent grid.
+        power: 0 or more.
+
+    Returns:
+        float [B, 1, h, w] of mean 1 in each picture.
+    """
+    flat = labels.flatten(1).long()
+    area_px = flat.new_zeros(len(flat), int(flat.max()) + 1)
+    area_px.scatter_add_(1, flat, torch.ones_like(flat))
+    weight = area_px.gather(1, flat).view(labels.shape).float() ** -power
+    pooled = nn.functional.adaptive_avg_pool2d(weight[:, None], size)
+    return pooled / pooled.mean((1, 2, 3), keepdim=True)
+
+
 def given_streams(task: torch.Tensor) -> torch.Tensor:
     """Which streams equal the context: bool [B, 8, 1, 1], True over a given stream's channels."""
     given = [RECIPES[TASKS[i]].given for i in task.tolist()]
@@ -85,7 +108,10 @@ def given_streams(task: torch.Tensor) -> torch.Tensor:
 
 
 def branch_losses(
-    prediction: torch.Tensor, target: torch.Tensor, known: torch.Tensor
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    known: torch.Tensor,
+    weight: torch.Tensor | float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean squared error of each stream (Eq. 2).
 
@@ -93,10 +119,11 @@ def branch_losses(
         prediction, target: float [B, 8, h, w].
         known: float [B, 1, h, w] in 0..1; unknown cells of the colormap count as no error, so a
             sample weighs as much as is known of it.
+        weight: float [B, 1, h, w] of both streams' cells, see ``balance_sizes``.
 
     Returns:
         Image and colormap losses, float32 [B] each.
     """
-    error = (prediction.float() - target.float()) ** 2
+    error = weight * (prediction.float() - target.float()) ** 2
     image, colormap = error.split(LATENT_CHANNELS, dim=1)
     return image.mean((1, 2, 3)), (colormap * known).mean((1, 2, 3))
