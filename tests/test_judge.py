@@ -140,13 +140,20 @@ def test_classes_follow_names_and_leave_out_what_is_not_known():
     assert paint_classes(batch, categories).tolist() == [[[UNKNOWN, UNKNOWN, 0, UNKNOWN]]]
 
 
-def test_every_class_weighs_alike_whatever_its_area():
+def test_an_entity_weighs_by_the_root_of_its_area():
     torch.manual_seed(0)
-    logits, classes = torch.randn(1, 4, 6, 6), torch.zeros(1, 6, 6, dtype=torch.int64)
-    classes[0, 0, :2], classes[0, 1], classes[0, 2] = 2, 3, UNKNOWN
+    logits, labels = torch.randn(1, 4, 6, 6), torch.ones(1, 6, 6, dtype=torch.int64)
+    labels[0, :2, :2], labels[0, 2] = 2, 3
+    classes = torch.tensor([9, 0, 2, UNKNOWN])[labels]
     surprise = -logits.log_softmax(1)
-    means = [surprise[0, k][classes[0] == k].mean() for k in (0, 2, 3)]
-    assert balanced_loss(logits, classes) == pytest.approx(float(sum(means) / 3), rel=1e-5)
+    area_px = {1: 26, 2: 4}  # a third one is not known
+    expected = sum(
+        n**0.5 * surprise[0, c][labels[0] == k].mean() for (k, n), c in zip(area_px.items(), (0, 2))
+    )
+    total = sum(n**0.5 for n in area_px.values())
+    assert balanced_loss(logits, classes, labels) == pytest.approx(
+        float(expected / total), rel=1e-5
+    )
 
 
 def test_class_figures_equal_scikit_learns():

@@ -5,7 +5,7 @@
     decode            decoders, thresholds, colour spaces (Tables 8 and 9)
     sample            solvers, steps, guidance of the colormap
     guidance          of the pictures, judged by the benchmark's segmenter
-    curves            learning curves, one picture for each of the two runs
+    curves            learning curves, one picture for each of the three runs
     tables            all of these as Markdown
 
 Every choice is made on validation scenes; nothing here reads the test set. Rows that are done are
@@ -49,6 +49,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "reference": (),
     "location, neighbours apart": (f"{MODEL}.palette=location",),
     "random colours": (f"{MODEL}.palette=random",),
+    "location and size": (f"{MODEL}.palette=scaled",),
+    "location and size, balanced": (f"{MODEL}.palette=scaled", f"{MODEL}.size_balance=0.5"),
     "epsilon": (f"{MODEL}.prediction_type=epsilon",),
     "v": (f"{MODEL}.prediction_type=v_prediction",),
     "uniform timesteps": (f"{MODEL}.mask_timestep_shift=1",),
@@ -192,11 +194,12 @@ def write_json(path: Path, value: Any) -> None:
 CURVES = {
     "train": "docs/benchmark-curves.svg",
     "train-continued": "docs/benchmark-curves-continued.svg",
+    "train-scaled": "docs/benchmark-curves-scaled.svg",
 }
 
 
 def draw_all_curves() -> None:
-    """One picture for each of the two runs that is there."""
+    """One picture for each of the three runs that is there."""
     for run_name, path in CURVES.items():
         if (WORK / run_name).exists():
             draw_curves(WORK / run_name, path)
