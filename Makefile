@@ -76,7 +76,9 @@ benchmark: install  ## draw, train, judge and score the benchmark's model (5 hou
 	  --tasks '[inpainting, synthesis]' --steps 20 --solver unipc --batch_size 20 \
 	  --samples_per_task 250 --segmenter $(BENCH)/judge --out $(BENCH)/evaluation-pictures
 	$(BIN)/unigs sheet --pipeline $(BENCH)/pipeline --shards '[$(BENCH)/test-shards]' --resolution_px 64 \
-	  --per_task 3 --out $(BENCH)/sheet.png
+	  --tasks '[referring, entity]' --steps 1 --per_task 4 --out $(BENCH)/sheet-masks.png
+	$(BIN)/unigs sheet --pipeline $(BENCH)/pipeline --shards '[$(BENCH)/test-shards]' --resolution_px 64 \
+	  --tasks '[inpainting, synthesis]' --per_task 4 --out $(BENCH)/sheet-pictures.png
 	$(BIN)/python tools/benchmark_joint.py curves
 
 ablations: install  ## the benchmark's tables of what matters; after make benchmark (2 hours, 2 cores)

@@ -111,3 +111,7 @@ def test_sheet_renders_all_tasks_from_a_pipeline_and_shards(pipeline, shards, tm
     with Image.open(out) as sheet:
         assert sheet.width > len(SHEET_TITLES) * 128
         assert sheet.height > 4 * 128
+        whole_px = sheet.height
+    assert main(["sheet", *words, "--resolution_px", "64", "--tasks", "[entity]"]) == 0
+    with Image.open(out) as sheet:
+        assert 128 < sheet.height < whole_px / 3

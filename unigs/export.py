@@ -81,6 +81,7 @@ def render_sheet(
     per_task: int = 1,
     split: str = "val",
     source_weights: dict[str, dict[str, float]] = JOINT_SOURCES,
+    tasks: list[str] = list(TASKS),  # noqa: B006 (a default for the command line)
     steps: int = 20,
     solver: Solver = "unipc",
     seed: int = 0,
@@ -95,6 +96,7 @@ def render_sheet(
         per_task: rows per task.
         split: split to draw from.
         source_weights: per task the weights of its sources, as in the data config.
+        tasks: those to show.
         steps: sampling steps.
         solver: ``unipc`` or ``ddim``.
         seed: of pictures, conditions and noise.
@@ -105,7 +107,7 @@ def render_sheet(
     data = UniGSData(
         shards,
         TaskOptions(resolution_px, palette_cells=pipe.config.palette_cells),
-        task_ratios={task: 1.0 for task in TASKS},
+        task_ratios={task: 1.0 for task in tasks},
         source_weights=source_weights,
         num_workers=0,
         val_samples_per_task=per_task,
