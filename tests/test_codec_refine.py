@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from test_codec_palette import label_maps
 
 from unigs.codec import DecodeError, decode_colormap, encode_colormap
-from unigs.codec.refine import assign_borders, fill_holes, find_cores
+from unigs.codec.palette import cell_homes
+from unigs.codec.refine import Places, _locate, assign_borders, fill_holes, find_cores
 from unigs.codec.regions import label_regions
 from unigs.codec.sharpness import measure_sharpness
 
@@ -82,6 +83,26 @@ def test_round_trip_with_other_grids_and_assignments(cells: int, assignment) -> 
         found = decode_colormap(corrupt(colormap, sigma, noise), **palette)
         assert best_ious(labels, found.labels[0]).mean() > 0.95
         assert int(found.labels.max()) == 10
+
+
+@pytest.mark.parametrize(("blue", "entities"), [(255, 2), (64, 1)])
+def test_a_speck_in_the_colour_of_a_large_entity_is_none(blue: int, entities: int) -> None:
+    picture = torch.full((3, 100, 100), 64.0)
+    picture[:2] = 192  # of a large entity, a cell away
+    picture[:, 46:54, 46:54] = torch.tensor([128.0, 128.0, blue])[:, None, None]
+    colormap = corrupt(picture.byte(), 1.0, 8)
+    found = decode_colormap(colormap, cells=5, assignment="scaled").labels[0]
+    assert int(found.max()) == entities
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_a_square_of_some_cells_is_as_large_as_its_side(side: int) -> None:
+    """Of a picture of 50 x 50 pixels and 5 x 5 cells, with its centre at row 2 and column 3."""
+    area = (10.0 * side) ** 2
+    sums = torch.tensor([[2 * area, 3 * area, area]], dtype=torch.double)
+    for assignment, known in (("scaled", [2, 3, side]), ("gradient", [2, 3])):
+        places = Places(torch.empty(0), cell_homes(5, assignment=assignment), 5)
+        assert _locate(sums, 2500, places).tolist() == [known]
 
 
 @pytest.mark.parametrize(("sigma", "noise", "least"), [(1.5, 4, 0.97), (2.5, 8, 0.93)])

@@ -56,7 +56,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unigs.codec.colours import sum_by
-from unigs.codec.palette import SIZES, legal_colours
+from unigs.codec.palette import legal_colours
 from unigs.codec.regions import count_pairs, label_regions, list_contacts, unite
 from unigs.codec.sharpness import (
     PASSAGE,
@@ -290,7 +290,7 @@ def _fit_places(
 def _locate(sums: Tensor, pixels: int, places: Places) -> Tensor:
     """Centre and, where the palette has size classes, size of regions, in cells, [R, 2 or 3]."""
     area = sums[:, 2:]
-    size = ((area / pixels).sqrt() * places.cells).clamp(max=SIZES)  # the last class is open
+    size = (area / pixels).sqrt() * places.cells
     return torch.cat((sums[:, :2] / area, size), 1)[:, : places.homes.shape[1]]
 
 
