@@ -163,7 +163,7 @@ class UniGS(L.LightningModule):
         target = regression_target(self.scheduler, clean, noise, timesteps)
         grid = (clean.shape[-2], clean.shape[-1])
         known = known_share(batch.ignored, grid)  # [B, 1, h, w]
-        weight = balance_sizes(batch.labels, grid, hp.size_balance)
+        weight = balance_sizes(batch.labels, grid, hp.size_balance) if hp.size_balance else 1.0
         losses = branch_losses(prediction, target, known, weight)
         if hp.given_stream == "clamp":
             losses = losses[0] * ~given[:, 0], losses[1] * ~given[:, 1]

@@ -12,7 +12,7 @@ table's upper left corner, where neighbours are the same as in the whole.
 
 Two further assignments are rules that a small network learns sooner than a table. ``gradient``:
 red grows by column, green by row. ``scaled``: the same, and blue falls with the entity's size, so
-that a thing always stands out from the larger one it lies on, wherever their centres are.
+that a thing stands out from one of a larger class that it lies on, wherever their centres are.
 """
 
 from __future__ import annotations

@@ -23,10 +23,11 @@ the nearest of the true colours, can tell a blend from an entity. Four facts can
    two legal ones, regions touch core to core without a slope between them; true neighbours never
    do. Such contacts are united (:func:`join_drifted`), and a region's colour is that of its mean.
 3. *Colours have places.* An entity's centre of mass lies in the cell of its colour, or next to it
-   after a clash. A region, or all regions of its colour together, whose centre fits is kept down to
-   a few pixels; one that does not fit takes the colour of its place, or of an entity found with
-   certainty, if that is near (its parts drifted), and is dropped only if small as well
-   (:func:`identify`). Regions of one colour are one entity, which mends broken and hidden shapes.
+   after a clash; in a ``scaled`` palette the same holds of its size class. A region, or all
+   regions of its colour together, whose centre fits is kept down to a few pixels; one that does
+   not fit takes the colour of its place, or of an entity found with certainty, if that is near
+   (its parts drifted), and is dropped only if small as well (:func:`identify`). Regions of one
+   colour are one entity, which mends broken and hidden shapes.
 4. *A border pixel belongs to a neighbour that is really there.* Pixels outside cores look at the
    core pixels on rings around them, near rings first until two regions are in sight, and take the
    region whose own colour there is nearest (:func:`assign_borders`). Local colours cancel the
