@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
+from scipy import ndimage
 from test_codec_palette import label_maps
 
 from unigs.codec import DecodeError, decode_colormap, encode_colormap
+from unigs.codec.decode import score_entities
 from unigs.codec.palette import cell_homes
 from unigs.codec.refine import Places, _locate, assign_borders, fill_holes, find_cores
 from unigs.codec.regions import label_regions
@@ -58,7 +58,7 @@ def test_round_trip_of_clean_maps(labels: torch.Tensor) -> None:
     found = decode_colormap(encode_colormap(labels), mode="foreground")
     assert same_entities(found.labels[0], labels)
     assert torch.equal(found.labels[0] == 0, labels == 0)
-    assert found.scores[0] == [1.0] * len(labels[labels > 0].unique())
+    assert len(found.scores[0]) == len(labels[labels > 0].unique())
 
 
 @settings(max_examples=40, deadline=None)
@@ -229,11 +229,21 @@ def test_result_depends_on_nothing_else_in_the_batch() -> None:
         assert together.scores[row] == alone.scores[0]
 
 
-def test_scores_fall_as_corruption_rises() -> None:
-    colormap = encode_colormap(draw_cells(6, seed=2))
-    steps = [(0, 0), (1, 2), (1.5, 4), (2.5, 8), (3, 12)]
-    means = [torch.tensor(decode_colormap(corrupt(colormap, *s)).scores[0]).mean() for s in steps]
-    assert all(0 <= b < a <= 1 for a, b in pairwise(means))
+@pytest.mark.parametrize("refine", ["palette", None])
+def test_a_score_is_what_an_erosion_by_one_pixel_leaves(refine: str | None) -> None:
+    maps = [corrupt(encode_colormap(draw_cells(6, seed=seed)), 1.5, 4) for seed in (2, 3)]
+    found = decode_colormap(torch.stack(maps), refine=refine)
+    for labels, scores in zip(found.labels.numpy(), found.scores):
+        for number, score in enumerate(scores, 1):
+            mask = labels == number
+            assert score == ndimage.binary_erosion(mask, border_value=1).sum() / mask.sum()
+
+
+def test_no_score_but_area_where_there_is_nothing_inside() -> None:
+    lines = torch.arange(1, 4)[:, None].repeat(1, 3)
+    scores, area = score_entities(lines[None], 5)
+    assert scores.tolist() == [0.0] * 5
+    assert area.tolist() == [0, 3, 3, 3, 0]
 
 
 def test_labels_are_ordered_by_area() -> None:

@@ -18,11 +18,10 @@ from unigs.codec.colours import (
     Features,
     collect_colours,
     colour_features,
-    snap,
     sum_by,
 )
 from unigs.codec.dichotomy import dichotomise, split_by_means
-from unigs.codec.palette import MAX_CELLS, Assignment, cell_colours, cell_homes, legal_colours
+from unigs.codec.palette import MAX_CELLS, Assignment, cell_colours, cell_homes
 from unigs.codec.refine import Places, fill_holes, refine_colormap
 from unigs.codec.sharpness import nearest_legal
 from unigs.records import UnigsError
@@ -74,10 +73,10 @@ def decode_colormap(
         clusters: K of ``kmeans``, one for all or one per image.
 
     Returns:
-        Labels and scores. A score is the agreement of an entity's pixels with its legal colour:
-        1 - mean distance to it / mean distance to the runner-up, the legal colour next nearest to
-        the entity's mean; RGB, clipped to 0..1. Labels are ordered by area, so that a stable sort
-        by score breaks ties by area.
+        Labels and scores. A score is the share of an entity's pixels inside its outline, see
+        :func:`score_entities`: masks are wrong at their outlines, so compact ones come first. How
+        well pixels agree with a legal colour ranks masks worse (docs/codec.md). Labels are
+        ordered by area, so that a stable sort by score breaks ties by area.
 
     Raises:
         DecodeError: wrong shape, dtype or range; an option that is wrong or would be ignored.
@@ -100,13 +99,11 @@ def decode_colormap(
             entity, image, colour = refine_colormap(batch, places)
             if mode == "entity":
                 entity = fill_holes(entity, colour)
-            pixels = batch.transpose(0, 1).reshape(3, -1)
-            score, area = score_entities(pixels, None, entity.view(-1), colour)
         else:
             colours = collect_colours(batch)
             leaf, image, colour = _cluster(colours, decoder, delta, features, clusters)
-            score, area = score_entities(colours.rgb.t(), colours.count, leaf, colour)
             entity = leaf[colours.pixel]
+        score, area = score_entities(entity, len(colour))
     kept = area > 0
     if mode == "foreground":
         kept &= colour != 0
@@ -136,39 +133,28 @@ def _cluster(
     return leaf, image, nearest_legal(mean[None])[0]
 
 
-def score_entities(
-    rgb: Tensor, count: Tensor | None, entity: Tensor, colour: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Agreement of each entity's pixels with its colour, and its area.
+def score_entities(entity: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Share of each entity's pixels that no error of its outline by one pixel can touch; its area.
 
     Args:
-        rgb: uint8 [3, n], pixels or distinct colours. count: float64 [n] pixels; None is 1 each.
-        entity: int64 [n]. colour: int64 [E], legal colours.
+        entity: int64 [B, H, W] in 0..count-1, numbered through the batch.
+        count: entities E; one without pixels has score 0.
 
     Returns:
-        float64 [E] in 0..1, and int64 [E] pixels.
+        float64 [E] in 0..1: the pixels whose four neighbours are of the same entity, over all; the
+        picture's edge is no outline. And int64 [E] pixels.
     """
-    groups = len(colour)
-
-    def total(values: Tensor) -> Tensor:
-        values = values.double() if count is None else count * values
-        return torch.bincount(entity, weights=values, minlength=groups)
-
-    pixels = rgb.float().unbind()
-    area = torch.bincount(entity, weights=count, minlength=groups).long()
-    legal = legal_colours(rgb.device).float()
-    mean = torch.stack([total(row) for row in pixels], 1) / area.clamp(min=1)[:, None]
-    apart = (mean[:, None] - legal.double()).square().sum(-1)  # [E, 125]
-    runner_up = apart.scatter(1, colour[:, None], torch.inf).argmin(1)
-    distances = []
-    for number in (colour, runner_up):
-        square = torch.zeros_like(pixels[0])
-        for row, level in zip(pixels, legal[number].unbind(1)):
-            way = row - level.contiguous().take(entity)
-            square.addcmul_(way, way)  # whole numbers: exact
-        distances.append(total(snap(square.sqrt_().double())))
-    own, other = distances
-    return (1 - own / other.clamp(min=1e-9)).clamp(0, 1), area
+    inner = torch.ones_like(entity, dtype=torch.bool)
+    for dim in (1, 2):
+        size = entity.shape[dim]
+        before, after = entity.narrow(dim, 0, size - 1), entity.narrow(dim, 1, size - 1)
+        same = before == after
+        inner.narrow(dim, 0, size - 1).logical_and_(same)
+        inner.narrow(dim, 1, size - 1).logical_and_(same)
+    flat = entity.view(-1)
+    area = torch.bincount(flat, minlength=count)
+    inside = torch.bincount(flat, weights=inner.view(-1).double(), minlength=count)
+    return inside / area.clamp(min=1), area
 
 
 def _number_entities(
