@@ -52,7 +52,7 @@ BENCH := runs/benchmark
 GRID := --resolution_px 64 --palette_cells 5 --min_area 0.004
 JUDGED := '[$(BENCH)/pipeline, oracle, oracle-vae=$(BENCH)/pipeline, floor-random]'
 
-benchmark: install  ## draw, train, judge and score the benchmark's model (5 hours, 2 cores); resumes
+benchmark: install  ## draw, train, judge and score the benchmark's model (6 hours, 2 cores); resumes
 	$(BIN)/unigs synthetic --out $(BENCH)/data --images 12000 --val_images 400 $(SCENES)
 	$(BIN)/unigs synthetic --out $(BENCH)/test --images 1 --val_images 1000 --held_out test $(SCENES)
 	$(MAKE) shards COCO=$(BENCH)/data/coco OPENIMAGES=$(BENCH)/data/openimages \
@@ -67,6 +67,9 @@ benchmark: install  ## draw, train, judge and score the benchmark's model (5 hou
 	  --out $(BENCH)/second --half true
 	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark-scaled.yaml
 	$(BIN)/unigs export --checkpoint $(BENCH)/train-scaled/checkpoints/last.ckpt \
+	  --out $(BENCH)/third --half true
+	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark-words.yaml
+	$(BIN)/unigs export --checkpoint $(BENCH)/train-words/checkpoints/last.ckpt \
 	  --out $(BENCH)/pipeline --half true
 	test -e $(BENCH)/judge/config.json || OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/judge.yaml
 	for steps in 1 20; do $(BIN)/unigs evaluate --models $(JUDGED) --shards '[$(BENCH)/test-shards]' $(GRID) \

@@ -52,6 +52,25 @@ def test_every_task_answers_at_the_size_of_its_input(pipeline, inputs, task, giv
         assert (out.labels > 0).all()
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_the_picture_sharpens_masks_only_where_it_is_given(pipeline, inputs, task, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "unigs.pipeline.sharpen_colormap",
+        lambda colormap, image: seen.append(image) or torch.zeros_like(colormap),
+    )
+    plain, sharp = (
+        pipeline(task, **conditions(task, inputs), sharpen=way, **FAST) for way in (None, True)
+    )
+    assert torch.equal(plain.colormap, sharp.colormap)
+    if task in ("referring", "entity"):
+        assert [image.shape[:2] for image in seen] == [(2, 3)]
+        assert sharp.labels.max() <= 1  # decoded from nothing but black
+    else:
+        assert not seen
+        assert torch.equal(plain.labels, sharp.labels)
+
+
 def test_known_pixels_are_kept(pipeline, inputs):
     out = pipeline("inpainting", **conditions("inpainting", inputs), **FAST)
     keep = ~inputs["coarse_mask"].expand(2, 3, 48, 70)

@@ -138,9 +138,10 @@ def test_only_the_mask_tasks_timesteps_are_shifted(base, shards, monkeypatch):
 
 def test_the_pipeline_samples_given_streams_as_they_were_trained(base):
     for way in ("denoise", "clamp"):
-        model = make_model(base, given_stream=way)
+        model = make_model(base, given_stream=way, sharpen=way == "clamp")
         model.configure_model()
-        assert model.make_pipeline().config.given_stream == way
+        config = model.make_pipeline().config
+        assert (config.given_stream, config.sharpen) == (way, way == "clamp")
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from unigs.codec import decode_colormap, encode_colormap
 from unigs.codec.palette import MAX_CELLS
+from unigs.codec.sharpen import sharpen_colormap
 from unigs.diffusion.denoiser import denoise, is_joint
 from unigs.diffusion.encoders import (
     LATENT_CHANNELS,
@@ -86,6 +87,8 @@ class UniGSPipeline(DiffusionPipeline):
         palette: how that palette assigns colours, a ``codec.palette.Assignment``.
         given_stream: how it was trained to see a known stream: denoised like the other, or clamped
             to its re-noised truth.
+        sharpen: give colormaps the picture's outlines before they are decoded, where the picture is
+            given; for pictures of flat colours, see ``codec.sharpen``.
 
     Example:
         >>> pipe = UniGSPipeline.from_pretrained("runs/quickstart/pipeline")  # doctest: +SKIP
@@ -109,6 +112,7 @@ class UniGSPipeline(DiffusionPipeline):
         palette_cells: int = MAX_CELLS,
         palette: str = "location",  # not a Literal: the loader warns of annotations it cannot read
         given_stream: str = "denoise",
+        sharpen: bool = False,
     ) -> None:
         super().__init__()
         if not is_joint(unet):
@@ -120,7 +124,7 @@ class UniGSPipeline(DiffusionPipeline):
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
         )
         self.register_to_config(
-            palette_cells=palette_cells, palette=palette, given_stream=given_stream
+            palette_cells=palette_cells, palette=palette, given_stream=given_stream, sharpen=sharpen
         )
 
     @classmethod
@@ -155,6 +159,7 @@ class UniGSPipeline(DiffusionPipeline):
         guidance: float | None = None,
         colormap_guidance: float = 1.0,
         given_stream: GivenStream | None = None,
+        sharpen: bool | None = None,
         seed: int = 0,
         indices: Sequence[int] | None = None,
         resolution_px: int | None = None,
@@ -176,6 +181,7 @@ class UniGSPipeline(DiffusionPipeline):
             colormap_guidance: of the colormap stream; above 1 it shifts the colours.
             given_stream: denoise a known stream like the other, or clamp it to its re-noised truth;
                 None does as the model was trained.
+            sharpen: decode the colormap with the picture's outlines; None does as the model says.
             seed, indices: together they decide the noise, sample by sample; indices default to 0..
             resolution_px: short side at which the model runs; None is the input's own.
             decode: arguments for ``codec.decode_colormap``.
@@ -183,7 +189,8 @@ class UniGSPipeline(DiffusionPipeline):
 
         Returns:
             ``Prediction`` at the input's size. For inpainting the known pixels are the input's; for
-            referring and entity the image is the input; entity masks cover the picture.
+            referring and entity the image is the input; entity masks cover the picture. The
+            colormap is as generated, without ``sharpen``.
 
         Raises:
             UnigsError: an unknown task, a missing or misshapen input.
@@ -203,7 +210,11 @@ class UniGSPipeline(DiffusionPipeline):
         )
         mode = "foreground" if RECIPES[task].draws else "entity"
         options = {"mode": mode, **self.palette_options, **(decode or {})}
-        decoded = decode_colormap(colormap, **options)
+        clear = colormap
+        if RECIPES[task].given == "image" and (self.config.sharpen if sharpen is None else sharpen):
+            guide = resize_pixels(image.to(colormap.device), inner)  # type: ignore[union-attr]
+            clear = sharpen_colormap(colormap, guide)
+        decoded = decode_colormap(clear, **options)
         picture = resize_pixels(picture, size)
         if RECIPES[task].given == "image":
             picture = image.to(picture.device)  # type: ignore[union-attr]

@@ -56,6 +56,8 @@ class UniGS(L.LightningModule):
             ``objective.balance_sizes``.
         given_stream: a stream that equals the context is denoised with loss (paper) or clamped:
             re-noised truth, no loss.
+        sharpen: the pipeline decodes colormaps with the outlines of the given picture, see
+            ``codec.sharpen``; no part of the training.
         palette: colour by place (paper), by place with neighbours alike (learnt sooner, few cells),
             by place and size, or at random (ablation of Table 7); see ``codec.palette.Assignment``.
         palette_cells: cells per side of the palette; linked to the data's.
@@ -83,6 +85,7 @@ class UniGS(L.LightningModule):
         mask_timestep_shift: float = 1.0,
         size_balance: float = 0.0,
         given_stream: GivenStream = "denoise",
+        sharpen: bool = False,
         palette: Assignment = "location",
         palette_cells: int = MAX_CELLS,
         gradient_checkpointing: bool = False,
@@ -198,7 +201,7 @@ class UniGS(L.LightningModule):
         return UniGSPipeline(
             towers.vae, towers.text_encoder, towers.tokenizer, self.unet, self.scheduler,
             palette_cells=self.hp.palette_cells, palette=self.hp.palette,
-            given_stream=self.hp.given_stream,
+            given_stream=self.hp.given_stream, sharpen=self.hp.sharpen,
         )  # fmt: skip
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

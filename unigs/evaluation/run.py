@@ -216,6 +216,7 @@ def evaluate_models(
     num_workers: int = 1,
     steps: int = 200,
     solver: Solver = "ddim",
+    sharpen: bool | None = None,
     inception_weights: str | None = None,
     clip_weights: str | None = None,
     clip_backbone: str = "ViT-L-14-quickgelu",
@@ -244,6 +245,7 @@ def evaluate_models(
         num_workers: loader processes.
         steps: sampling steps (paper: 200).
         solver: ``ddim`` (paper) or ``unipc``.
+        sharpen: decode colormaps with the picture's outlines; None does as each model says.
         inception_weights: FID's network, inception-2015-12-05.pt.
         clip_weights: an open_clip checkpoint file, or a folder with its config.
         clip_backbone: open_clip's name of the CLIP score's network.
@@ -277,7 +279,7 @@ def evaluate_models(
     )
     folders = []
     for model in models:
-        options = {"steps": steps, "solver": solver, "seed": seed}
+        options = {"steps": steps, "solver": solver, "seed": seed, "sharpen": sharpen}
         predictor = load_predictor(model, device, not allow_download, options)
         folders.append(Path(out) / predictor.name)
         evaluate(predictor, data, folders[-1], judges, samples_per_task, protocol, cache)
