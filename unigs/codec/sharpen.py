@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from unigs.records import UnigsError
 
-RINGS = 6
+RINGS = 8
 """Neighbours are looked at on a grid this far to each side."""
 
 GRID = 1 / 32
@@ -30,7 +30,7 @@ IMAGE_STD = 0.1 * 255
 COLORMAP_STD = 120.0
 """Standard deviation of like colours in the colormap; Euclidean. Two palette steps are 128."""
 
-PASSES = 2
+PASSES = 3
 
 
 @torch.no_grad()
