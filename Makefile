@@ -75,6 +75,9 @@ benchmark: install  ## draw, train, judge and score the benchmark's model (6 hou
 	for steps in 1 20; do $(BIN)/unigs evaluate --models $(JUDGED) --shards '[$(BENCH)/test-shards]' $(GRID) \
 	  --tasks '[referring, entity]' --steps $$steps --solver unipc --batch_size 20 \
 	  --samples_per_task 250 --out $(BENCH)/evaluation-masks-$$steps || exit 1; done
+	$(BIN)/unigs evaluate --models '[$(BENCH)/pipeline]' --shards '[$(BENCH)/test-shards]' $(GRID) \
+	  --tasks '[referring, entity]' --steps 1 --sharpen false --solver unipc --batch_size 20 \
+	  --samples_per_task 250 --out $(BENCH)/evaluation-masks-raw
 	$(BIN)/unigs evaluate --models $(JUDGED) --shards '[$(BENCH)/test-shards]' $(GRID) \
 	  --tasks '[inpainting, synthesis]' --steps 20 --solver unipc --batch_size 20 \
 	  --samples_per_task 250 --segmenter $(BENCH)/judge --out $(BENCH)/evaluation-pictures
