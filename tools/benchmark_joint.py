@@ -245,15 +245,18 @@ def draw_curves(folder: Path, path: str) -> None:
 
 def print_rows() -> None:
     """The short runs: mean over the seeds that are there, and half their range."""
-    print("| training row | task | seeds | mIoU, 1 step | recall | mIoU, 20 steps | recall |")
-    print("|---" * 7 + "|")
+    print(
+        "| training row | task | seeds | mIoU, 1 step | recall | AP^e "
+        "| mIoU, 20 steps | recall | AP^e |"
+    )
+    print("|---" * 9 + "|")
     for name in ROWS:
         paths = sorted(OUT.glob(f"seed-*/{row_folder(name, 0).name}/score.json"))
         runs = [json.loads(path.read_text()) for path in paths]
         for task in runs[0]["1"] if runs else ():
             cells = ""
             for steps in ("1", "20"):
-                for column in ("miou", "recall"):
+                for column in ("miou", "recall", "ap"):
                     values = [one[steps][task][column] for one in runs]
                     spread = f" ± {np.ptp(values) / 2:.3f}" if len(values) > 1 else ""
                     cells += f" | {np.mean(values):.3f}{spread}"
