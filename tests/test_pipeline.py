@@ -71,6 +71,29 @@ def test_the_picture_sharpens_masks_only_where_it_is_given(pipeline, inputs, tas
         assert torch.equal(plain.labels, sharp.labels)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_an_ensemble_averages_colormaps_of_its_noises_where_the_picture_is_given(
+    pipeline, inputs, task, monkeypatch
+):
+    fitting = {name: value[..., :48, :64] for name, value in inputs.items()}
+    alone = pipeline(task, **conditions(task, fitting), **FAST)
+    members, sample = [], pipeline._sample
+    monkeypatch.setattr(
+        pipeline, "_sample", lambda *args: members.append(sample(*args)) or members[-1]
+    )
+    out = pipeline(task, **conditions(task, fitting), ensemble_size=3, **FAST)
+    if task in ("inpainting", "synthesis"):
+        assert len(members) == 1
+        assert torch.equal(out.image, alone.image)
+        return
+    first, second, third = (streams[:, 4:] for streams in members)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+    assert torch.equal(pipeline.towers.decode_latents(first), alone.colormap)
+    expected = pipeline.towers.decode_latents((first + second + third) / 3)
+    torch.testing.assert_close(out.colormap, expected, rtol=0, atol=1)
+
+
 def test_known_pixels_are_kept(pipeline, inputs):
     out = pipeline("inpainting", **conditions("inpainting", inputs), **FAST)
     keep = ~inputs["coarse_mask"].expand(2, 3, 48, 70)
@@ -165,6 +188,7 @@ def test_resizing_to_the_same_size_changes_nothing(inputs):
         ("referring", {"prompt": None}, "expected a prompt"),
         ("entity", {"image": torch.zeros(2, 3, 8, 8)}, "uint8"),
         ("entity", {"steps": 7, "solver": "ddim"}, "divide 1000"),
+        ("entity", {"ensemble_size": 0}, "1 or more, got 0"),
     ],
 )
 def test_bad_calls_are_refused_in_words(pipeline, inputs, task, changes, words):

@@ -10,7 +10,7 @@ decode; split the colormap into masks; return to the input's size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,6 +160,7 @@ class UniGSPipeline(DiffusionPipeline):
         colormap_guidance: float = 1.0,
         given_stream: GivenStream | None = None,
         sharpen: bool | None = None,
+        ensemble_size: int = 1,
         seed: int = 0,
         indices: Sequence[int] | None = None,
         resolution_px: int | None = None,
@@ -182,6 +183,9 @@ class UniGSPipeline(DiffusionPipeline):
             given_stream: denoise a known stream like the other, or clamp it to its re-noised truth;
                 None does as the model was trained.
             sharpen: decode the colormap with the picture's outlines; None does as the model says.
+            ensemble_size: colormaps of this many noises are averaged where the picture is given, so
+                that a mask depends less on the noise (Ke et al. 2024, Sec. 3.4, for depth); best
+                at few steps, where all noises lead to the same colours.
             seed, indices: together they decide the noise, sample by sample; indices default to 0..
             resolution_px: short side at which the model runs; None is the input's own.
             decode: arguments for ``codec.decode_colormap``.
@@ -193,18 +197,23 @@ class UniGSPipeline(DiffusionPipeline):
             colormap is as generated, without ``sharpen``.
 
         Raises:
-            UnigsError: an unknown task, a missing or misshapen input.
+            UnigsError: an unknown task, a missing or misshapen input, an empty ensemble.
         """
+        if ensemble_size < 1:
+            raise UnigsError(f"expected an ensemble_size of 1 or more, got {ensemble_size}")
         known = _check_inputs(task, image, labels, coarse_mask)
         batch, size = len(known), known.shape[-2:]
         inner = fit_size(size[0], size[1], resolution_px, self._multiple)
         indices = list(range(batch) if indices is None else indices)
         latents = self._encode_inputs(task, image, labels, coarse_mask, prompt, indices, inner)
-        streams = self._sample(
-            task, latents, steps, solver, guidance, colormap_guidance,
-            given_stream or self.config.given_stream, seed,
-            indices, progress,
-        )  # fmt: skip
+        members = ensemble_size if RECIPES[task].given == "image" else 1
+        streams = torch.stack([
+            self._sample(
+                task, latents, steps, solver, guidance, colormap_guidance,
+                given_stream or self.config.given_stream, noise, progress,
+            )
+            for noise in self._draw_ensemble(seed, indices, latents, members)
+        ]).mean(0)  # fmt: skip
         picture, colormap = (
             self.towers.decode_latents(z) for z in streams.split(LATENT_CHANNELS, dim=1)
         )
@@ -261,19 +270,24 @@ class UniGSPipeline(DiffusionPipeline):
             task=torch.full((batch,), TASKS.index(task), device=device),
         )
 
+    def _draw_ensemble(self, seed, indices, latents, size: int) -> Iterator[torch.Tensor]:
+        """Noise [B, 8, h, w] of each member; the first is that of a single sample."""
+        for member in range(size):
+            purpose = f"sampling {member}" if member else "sampling"
+            noise = draw_noise(seed, indices, latents.streams.shape[1:], purpose)
+            yield noise.to(latents.streams.device)
+
     def _sample(
-        self, task, latents, steps, solver, guidance, colormap_guidance, given_stream, seed,
-        indices, progress,
+        self, task, latents, steps, solver, guidance, colormap_guidance, given_stream, noise,
+        progress,
     ) -> torch.Tensor:  # fmt: skip
-        """Denoise both streams from noise; float32 [B, 8, h, w]."""
+        """Denoise both streams from noise, both float32 [B, 8, h, w]."""
         device = latents.context.device
         sampler = make_sampler(self.scheduler, solver)
         total = sampler.config.num_train_timesteps
         if solver == "ddim" and total % steps:
             raise UnigsError(f"expected DDIM steps that divide {total}, got {steps}")
         sampler.set_timesteps(steps, device=device)
-        shape = latents.streams.shape[1:]
-        noise = draw_noise(seed, indices, shape, "sampling").to(device)
         scales = self._guidance_scales(task, guidance, colormap_guidance, device)
         empty = (
             self.towers.encode_text([""]).expand_as(latents.text) if scales is not None else None

@@ -55,6 +55,7 @@ def sample_pictures(
     solver: Solver = "unipc",
     seed: int = 0,
     guidance: float | None = None,
+    ensemble_size: int = 1,
     resolution_px: int | None = None,
 ) -> None:
     """Inpaint, synthesise, refer or segment one picture; without a task, try all four at once.
@@ -79,6 +80,7 @@ def sample_pictures(
         solver: ``unipc`` for few steps, ``ddim`` for the paper's 200.
         seed: of the noise, and of the scene if one is drawn.
         guidance: classifier-free guidance of the picture; default: the task's own.
+        ensemble_size: average the colormaps of this many noises for referring and entity.
         resolution_px: short side at which the model runs; default: what it was trained at.
 
     Raises:
@@ -99,7 +101,13 @@ def sample_pictures(
     pipe = load_pipeline(pipeline)
     check_numbers(pipe, steps, resolution_px)
     side_px = resolution_px or pipe.unet.config.sample_size * pipe.towers.factor
-    options = {"steps": steps, "solver": solver, "seed": seed, "guidance": guidance}
+    options = {
+        "steps": steps,
+        "solver": solver,
+        "seed": seed,
+        "guidance": guidance,
+        "ensemble_size": ensemble_size,
+    }
     if chosen is None:
         written = try_tasks(pipe, side_px, options)
     else:

@@ -217,6 +217,7 @@ def evaluate_models(
     steps: int = 200,
     solver: Solver = "ddim",
     sharpen: bool | None = None,
+    ensemble_size: int = 1,
     inception_weights: str | None = None,
     clip_weights: str | None = None,
     clip_backbone: str = "ViT-L-14-quickgelu",
@@ -246,6 +247,7 @@ def evaluate_models(
         steps: sampling steps (paper: 200).
         solver: ``ddim`` (paper) or ``unipc``.
         sharpen: decode colormaps with the picture's outlines; None does as each model says.
+        ensemble_size: average the colormaps of this many noises where the picture is given.
         inception_weights: FID's network, inception-2015-12-05.pt.
         clip_weights: an open_clip checkpoint file, or a folder with its config.
         clip_backbone: open_clip's name of the CLIP score's network.
@@ -279,7 +281,13 @@ def evaluate_models(
     )
     folders = []
     for model in models:
-        options = {"steps": steps, "solver": solver, "seed": seed, "sharpen": sharpen}
+        options = {
+            "steps": steps,
+            "solver": solver,
+            "seed": seed,
+            "sharpen": sharpen,
+            "ensemble_size": ensemble_size,
+        }
         predictor = load_predictor(model, device, not allow_download, options)
         folders.append(Path(out) / predictor.name)
         evaluate(predictor, data, folders[-1], judges, samples_per_task, protocol, cache)
