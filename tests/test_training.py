@@ -90,16 +90,19 @@ def test_both_branches_and_the_task_embedding_learn(base, shards):
         assert model.unet.conv_out.weight.grad[rows].any()
 
 
-def test_clamped_streams_carry_no_loss(base, shards):
+def test_a_given_stream_weighs_as_it_is_told_and_no_other_does(base, shards):
     dataset = make_data(shards).make_dataset("train", True, dict.fromkeys(TASKS, 1.0))
     batch = stack_samples([dataset[i].sample for i in range(4)])
-    model = make_model(base, given_stream="clamp")
-    model.configure_model()
-    image, colormap = model.losses(batch)
-    for row, task in enumerate(TASKS):
-        mine = batch.task == row
-        assert (image[mine] == 0).all() == (task in ("referring", "entity"))
-        assert (colormap[mine] == 0).all() == (task == "synthesis")
+    losses = {}
+    for weight in (0.0, 0.5, 1.0):
+        model = make_model(base, given_weight=weight)
+        model.configure_model()
+        losses[weight] = torch.stack(model.losses(batch), 1)  # [B, 2]
+    names = [TASKS[row] for row in batch.task.tolist()]
+    given = torch.tensor([[n in ("referring", "entity"), n == "synthesis"] for n in names])
+    assert (losses[1.0] > 0).all()
+    for weight, found in losses.items():
+        torch.testing.assert_close(found, losses[1.0] * torch.where(given, weight, 1.0))
 
 
 def test_balanced_sizes_weigh_every_loss_and_move_none_from_what_is_given(base, shards):
@@ -107,7 +110,7 @@ def test_balanced_sizes_weigh_every_loss_and_move_none_from_what_is_given(base, 
     batch = stack_samples([dataset[i].sample for i in range(4)])
     losses = []
     for power in (0.0, 0.5):
-        model = make_model(base, size_balance=power, given_stream="clamp")
+        model = make_model(base, size_balance=power, given_weight=0.0)
         model.configure_model()
         losses.append(model.losses(batch))
     for alike, balanced in zip(*losses):
@@ -134,6 +137,14 @@ def test_only_the_mask_tasks_timesteps_are_shifted(base, shards, monkeypatch):
     mask_tasks = (batch.task == TASKS.index("referring")) | (batch.task == TASKS.index("entity"))
     assert mask_tasks.any()
     assert torch.equal(seen[1] > seen[0], mask_tasks)
+
+
+def test_a_model_may_be_deeper_than_its_base_and_says_so(base):
+    models = [make_model(base, layers_per_block=layers) for layers in (None, 2)]
+    for model in models:
+        model.configure_model()
+    before, after = (model.unet.config.layers_per_block for model in models)
+    assert (before, after) == (1, 2)
 
 
 def test_the_pipeline_samples_given_streams_as_they_were_trained(base):

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from unigs.callbacks import read_ema
 from unigs.codec.palette import MAX_CELLS, Assignment
 from unigs.diffusion.base import load_components
-from unigs.diffusion.denoiser import denoise, widen_unet
+from unigs.diffusion.denoiser import deepen_unet, denoise, widen_unet
 from unigs.diffusion.encoders import LATENT_CHANNELS, encode_batch
 from unigs.diffusion.objective import (
     balance_sizes,
@@ -41,6 +41,8 @@ class UniGS(L.LightningModule):
         base: diffusers folder, single file or hub id whose UNet is widened to 13 channels in and 8
             out; see ``unigs base --help`` for folders of random weights.
         revision: hub revision to pin.
+        layers_per_block: deepen the UNet to so many without changing what it does, see
+            ``denoiser.deepen_unet``; None leaves it as it is.
         prediction_type: what the network is asked for: epsilon, v_prediction or sample.
         learning_rate: of AdamW, after warm-up.
         warmup_steps: optimiser steps over which the rate rises linearly from 0.
@@ -54,8 +56,10 @@ class UniGS(L.LightningModule):
             see ``objective.shift_timesteps``; 1 leaves them uniform, as the paper's are.
         size_balance: 0 weighs the pixels of a picture alike (paper), 1 its entities; see
             ``objective.balance_sizes``.
-        given_stream: a stream that equals the context is denoised with loss (paper) or clamped:
-            re-noised truth, no loss.
+        given_stream: whether the pipeline denoises a stream that equals the context like the other
+            (paper) or clamps it to its re-noised truth. In training it is that truth either way.
+        given_weight: of the loss of a given stream, beside its branch's weight (paper: 1). At 0 it
+            is seen and not learnt, which is enough where it is clamped.
         sharpen: the pipeline decodes colormaps with the outlines of the given picture, see
             ``codec.sharpen``; no part of the training.
         palette: colour by place (paper), by place with neighbours alike (learnt sooner, few cells),
@@ -73,6 +77,7 @@ class UniGS(L.LightningModule):
         self,
         base: str,
         revision: str | None = None,
+        layers_per_block: int | None = None,
         prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon",
         learning_rate: float = 1e-5,
         warmup_steps: int = 1000,
@@ -85,6 +90,7 @@ class UniGS(L.LightningModule):
         mask_timestep_shift: float = 1.0,
         size_balance: float = 0.0,
         given_stream: GivenStream = "denoise",
+        given_weight: float = 1.0,
         sharpen: bool = False,
         palette: Assignment = "location",
         palette_cells: int = MAX_CELLS,
@@ -113,6 +119,8 @@ class UniGS(L.LightningModule):
         hp = self.hp
         components = load_components(hp.base, hp.revision)
         self.unet = widen_unet(components.unet)
+        if hp.layers_per_block is not None:
+            self.unet = deepen_unet(self.unet, hp.layers_per_block)
         self.towers = components.towers.to(getattr(torch, hp.towers_dtype))
         self.scheduler = components.scheduler
         self.scheduler.register_to_config(prediction_type=hp.prediction_type)
@@ -168,8 +176,8 @@ class UniGS(L.LightningModule):
         known = known_share(batch.ignored, grid)  # [B, 1, h, w]
         weight = balance_sizes(batch.labels, grid, hp.size_balance) if hp.size_balance else 1.0
         losses = branch_losses(prediction, target, known, weight)
-        if hp.given_stream == "clamp":
-            losses = losses[0] * ~given[:, 0], losses[1] * ~given[:, 1]
+        share = torch.where(given, hp.given_weight, 1.0)  # [B, 2]
+        losses = losses[0] * share[:, 0], losses[1] * share[:, 1]
         if hp.min_snr_gamma is not None:
             weights = snr_weights(self.scheduler, timesteps, hp.min_snr_gamma)
             losses = losses[0] * weights, losses[1] * weights
