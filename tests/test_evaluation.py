@@ -29,6 +29,7 @@ from unigs.evaluation.run import evaluate, fingerprint
 from unigs.metrics.average_precision import EntityAP
 from unigs.metrics.segmentation import EntityQuality, ReferringQuality
 from unigs.metrics.segmenter import load_segmenter
+from unigs.pipeline import UniGSPipeline
 from unigs.records import TASKS, Prediction, UnigsError
 from unigs.tasks import TaskOptions, write_prompt
 
@@ -236,6 +237,10 @@ def test_results_of_other_weights_are_never_mixed(data, tmp_path, pipeline):
         with torch.no_grad():
             weight.flatten()[0] -= 0.01
     other = PipelinePredictor(pipeline, "ours", **options | {"steps": 2})
+    with pytest.raises(UnigsError, match="expected results of"):
+        evaluate(other, data, tmp_path, samples_per_task=1)
+    flagged = UniGSPipeline(**pipeline.components, palette_cells=5, sharpen=True)
+    other = PipelinePredictor(flagged, "ours", **options)  # the same weights, told nothing
     with pytest.raises(UnigsError, match="expected results of"):
         evaluate(other, data, tmp_path, samples_per_task=1)
 

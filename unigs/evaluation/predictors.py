@@ -65,13 +65,16 @@ class PipelinePredictor:
     Args:
         pipeline: the model, on its device.
         name: for tables.
-        options: arguments of its call: steps, solver, seed, guidance, ...
+        options: arguments of its call: steps, solver, seed, guidance, ...; what the model decides
+            for itself where it is not told is put down among them, as it is part of a result.
     """
 
     tasks = TASKS
 
     def __init__(self, pipeline: UniGSPipeline, name: str = "UniGS", **options: Any) -> None:
-        self.pipeline, self.name, self.options = pipeline, name, options
+        own = {key: pipeline.config[key] for key in ("given_stream", "sharpen")}
+        told = {key: value for key, value in options.items() if value is not None}
+        self.pipeline, self.name, self.options = pipeline, name, own | told
 
     def __call__(self, batch: Batch) -> Prediction:
         return run_batch(self.pipeline, batch.to(self.pipeline.unet.device), **self.options)
