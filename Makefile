@@ -49,10 +49,12 @@ quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one 
 	@echo "Next: your own data, 'make shards COCO=... OUT=...', then 'lightning fit --config configs/joint.yaml'."
 
 BENCH := runs/benchmark
-GRID := --resolution_px 64 --palette_cells 5 --min_area 0.004
+EVALUATE := $(BIN)/unigs evaluate --shards '[$(BENCH)/test-shards]' --resolution_px 64 \
+  --palette_cells 5 --min_area 0.004 --solver unipc --batch_size 20 --samples_per_task 250
+MASKS := $(EVALUATE) --tasks '[referring, entity]'
 JUDGED := '[$(BENCH)/pipeline, oracle, oracle-vae=$(BENCH)/pipeline, floor-random]'
 
-benchmark: install  ## draw, train, judge and score the benchmark's model (6 hours, 2 cores); resumes
+benchmark: install  ## draw, train, judge and score the benchmark's model (7 hours, 2 cores); resumes
 	$(BIN)/unigs synthetic --out $(BENCH)/data --images 12000 --val_images 400 $(SCENES)
 	$(BIN)/unigs synthetic --out $(BENCH)/test --images 1 --val_images 1000 --held_out test $(SCENES)
 	$(MAKE) shards COCO=$(BENCH)/data/coco OPENIMAGES=$(BENCH)/data/openimages \
@@ -70,19 +72,19 @@ benchmark: install  ## draw, train, judge and score the benchmark's model (6 hou
 	  --out $(BENCH)/third --half true
 	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark-words.yaml
 	$(BIN)/unigs export --checkpoint $(BENCH)/train-words/checkpoints/last.ckpt \
+	  --out $(BENCH)/fourth --half true
+	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark-deeper.yaml
+	$(BIN)/unigs export --checkpoint $(BENCH)/train-deeper/checkpoints/last.ckpt \
 	  --out $(BENCH)/pipeline --half true
 	test -e $(BENCH)/judge/config.json || OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/judge.yaml
-	for steps in 1 20; do $(BIN)/unigs evaluate --models $(JUDGED) --shards '[$(BENCH)/test-shards]' $(GRID) \
-	  --tasks '[referring, entity]' --steps $$steps --solver unipc --batch_size 20 \
-	  --samples_per_task 250 --out $(BENCH)/evaluation-masks-$$steps || exit 1; done
-	$(BIN)/unigs evaluate --models '[$(BENCH)/pipeline]' --shards '[$(BENCH)/test-shards]' $(GRID) \
-	  --tasks '[referring, entity]' --steps 1 --sharpen false --solver unipc --batch_size 20 \
-	  --samples_per_task 250 --out $(BENCH)/evaluation-masks-raw
-	$(BIN)/unigs evaluate --models $(JUDGED) --shards '[$(BENCH)/test-shards]' $(GRID) \
-	  --tasks '[inpainting, synthesis]' --steps 20 --solver unipc --batch_size 20 \
-	  --samples_per_task 250 --segmenter $(BENCH)/judge --out $(BENCH)/evaluation-pictures
+	$(MASKS) --models $(JUDGED) --steps 1 --ensemble_size 3 --out $(BENCH)/evaluation-masks-1
+	$(MASKS) --models '[$(BENCH)/pipeline]' --steps 1 --out $(BENCH)/evaluation-masks-alone
+	$(MASKS) --models '[$(BENCH)/pipeline]' --steps 1 --sharpen false --out $(BENCH)/evaluation-masks-raw
+	$(MASKS) --models '[$(BENCH)/pipeline]' --steps 20 --out $(BENCH)/evaluation-masks-20
+	$(EVALUATE) --models $(JUDGED) --tasks '[inpainting, synthesis]' --steps 20 \
+	  --segmenter $(BENCH)/judge --out $(BENCH)/evaluation-pictures
 	$(BIN)/unigs sheet --pipeline $(BENCH)/pipeline --shards '[$(BENCH)/test-shards]' --resolution_px 64 \
-	  --tasks '[referring, entity]' --steps 1 --per_task 4 --out $(BENCH)/sheet-masks.png
+	  --tasks '[referring, entity]' --steps 1 --ensemble_size 3 --per_task 4 --out $(BENCH)/sheet-masks.png
 	$(BIN)/unigs sheet --pipeline $(BENCH)/pipeline --shards '[$(BENCH)/test-shards]' --resolution_px 64 \
 	  --tasks '[inpainting, synthesis]' --per_task 4 --out $(BENCH)/sheet-pictures.png
 	$(BIN)/python tools/benchmark_joint.py curves

@@ -5,7 +5,7 @@
     decode            decoders, thresholds, colour spaces (Tables 8 and 9)
     sample            solvers, steps, guidance of the colormap
     guidance          of the pictures, judged by the benchmark's segmenter
-    curves            learning curves, one picture for each of the four runs
+    curves            learning curves, one picture for each of the five runs
     tables            all of these as Markdown
 
 Every choice is made on validation scenes; nothing here reads the test set. Rows that are done are
@@ -197,11 +197,12 @@ CURVES = {
     "train-continued": "docs/benchmark-curves-continued.svg",
     "train-scaled": "docs/benchmark-curves-scaled.svg",
     "train-words": "docs/benchmark-curves-words.svg",
+    "train-deeper": "docs/benchmark-curves-deeper.svg",
 }
 
 
 def draw_all_curves() -> None:
-    """One picture for each of the four runs that is there."""
+    """One picture for each of the five runs that is there."""
     for run_name, path in CURVES.items():
         if (WORK / run_name).exists():
             draw_curves(WORK / run_name, path)

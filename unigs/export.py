@@ -84,6 +84,7 @@ def render_sheet(
     tasks: list[str] = list(TASKS),  # noqa: B006 (a default for the command line)
     steps: int = 20,
     solver: Solver = "unipc",
+    ensemble_size: int = 1,
     seed: int = 0,
 ) -> None:
     """Sample every task on a few validation pictures and save one PNG.
@@ -99,6 +100,7 @@ def render_sheet(
         tasks: those to show.
         steps: sampling steps.
         solver: ``unipc`` or ``ddim``.
+        ensemble_size: average the colormaps of this many noises for referring and entity.
         seed: of pictures, conditions and noise.
     """
     pipe = UniGSPipeline.load(pipeline)
@@ -115,9 +117,10 @@ def render_sheet(
         val_split=split,
         seed=seed,
     )
+    options = {"steps": steps, "solver": solver, "ensemble_size": ensemble_size, "seed": seed}
     rows = []
     for batch in tqdm(data.val_dataloader(), desc="sampling", unit="task"):
-        prediction = run_batch(pipe, batch.to(device), steps=steps, solver=solver, seed=seed)
+        prediction = run_batch(pipe, batch.to(device), **options)
         rows += [sheet_row(batch, prediction, i) for i in range(len(batch))]
     sheet = draw_sheet(SHEET_TITLES, rows, tile_px=max(128, min(256, resolution_px)))
     Path(out).parent.mkdir(parents=True, exist_ok=True)
