@@ -207,16 +207,17 @@ class UniGSPipeline(DiffusionPipeline):
         indices = list(range(batch) if indices is None else indices)
         latents = self._encode_inputs(task, image, labels, coarse_mask, prompt, indices, inner)
         members = ensemble_size if RECIPES[task].given == "image" else 1
-        streams = torch.stack([
-            self._sample(
+        colormaps = []
+        for noise in self._draw_ensemble(seed, indices, latents, members):
+            streams = self._sample(
                 task, latents, steps, solver, guidance, colormap_guidance,
                 given_stream or self.config.given_stream, noise, progress,
+            )  # fmt: skip
+            picture, painted = (
+                self.towers.decode_latents(z) for z in streams.split(LATENT_CHANNELS, dim=1)
             )
-            for noise in self._draw_ensemble(seed, indices, latents, members)
-        ]).mean(0)  # fmt: skip
-        picture, colormap = (
-            self.towers.decode_latents(z) for z in streams.split(LATENT_CHANNELS, dim=1)
-        )
+            colormaps.append(painted.float())
+        colormap = torch.stack(colormaps).mean(0).round().to(torch.uint8)
         mode = "foreground" if RECIPES[task].draws else "entity"
         options = {"mode": mode, **self.palette_options, **(decode or {})}
         clear = colormap
