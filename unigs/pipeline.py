@@ -184,8 +184,8 @@ class UniGSPipeline(DiffusionPipeline):
                 None does as the model was trained.
             sharpen: decode the colormap with the picture's outlines; None does as the model says.
             ensemble_size: colormaps of this many noises are averaged where the picture is given, so
-                that a mask depends less on the noise (Ke et al. 2024, Sec. 3.4, for depth); best
-                at few steps, where all noises lead to the same colours.
+                that a mask depends less on the noise (test-time ensembling of Ke et al. 2024, for
+                depth); best at few steps, where all noises lead to the same colours.
             seed, indices: together they decide the noise, sample by sample; indices default to 0..
             resolution_px: short side at which the model runs; None is the input's own.
             decode: arguments for ``codec.decode_colormap``.
@@ -206,30 +206,32 @@ class UniGSPipeline(DiffusionPipeline):
         inner = fit_size(size[0], size[1], resolution_px, self._multiple)
         indices = list(range(batch) if indices is None else indices)
         latents = self._encode_inputs(task, image, labels, coarse_mask, prompt, indices, inner)
-        members = ensemble_size if RECIPES[task].given == "image" else 1
+        keeps_image = RECIPES[task].given == "image"
+        members = ensemble_size if keeps_image else 1
         colormaps = []
         for noise in self._draw_ensemble(seed, indices, latents, members):
             streams = self._sample(
                 task, latents, steps, solver, guidance, colormap_guidance,
                 given_stream or self.config.given_stream, noise, progress,
             )  # fmt: skip
-            picture, painted = (
-                self.towers.decode_latents(z) for z in streams.split(LATENT_CHANNELS, dim=1)
-            )
+            painted = self.towers.decode_latents(streams[:, LATENT_CHANNELS:])
             colormaps.append(painted.float())
         colormap = torch.stack(colormaps).mean(0).round().to(torch.uint8)
         mode = "foreground" if RECIPES[task].draws else "entity"
         options = {"mode": mode, **self.palette_options, **(decode or {})}
         clear = colormap
-        if RECIPES[task].given == "image" and (self.config.sharpen if sharpen is None else sharpen):
+        if keeps_image and (self.config.sharpen if sharpen is None else sharpen):
             guide = resize_pixels(image.to(colormap.device), inner)  # type: ignore[union-attr]
             clear = sharpen_colormap(colormap, guide)
         decoded = decode_colormap(clear, **options)
-        picture = resize_pixels(picture, size)
-        if RECIPES[task].given == "image":
-            picture = image.to(picture.device)  # type: ignore[union-attr]
-        elif coarse_mask is not None and image is not None:
-            picture = torch.where(coarse_mask.to(picture.device), picture, image.to(picture.device))
+        if keeps_image:
+            picture = image.to(colormap.device)  # type: ignore[union-attr]
+        else:
+            made = self.towers.decode_latents(streams[:, :LATENT_CHANNELS])
+            picture = resize_pixels(made, size)
+            if coarse_mask is not None and image is not None:
+                hole = coarse_mask.to(picture.device)
+                picture = torch.where(hole, picture, image.to(picture.device))
         return Prediction(
             image=picture,
             colormap=resize_pixels(colormap, size),
