@@ -73,8 +73,8 @@ benchmark: install  ## draw, train, judge and score the benchmark's model (7 hou
 	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark-words.yaml
 	$(BIN)/unigs export --checkpoint $(BENCH)/train-words/checkpoints/last.ckpt \
 	  --out $(BENCH)/fourth --half true
-	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark-deeper.yaml
-	$(BIN)/unigs export --checkpoint $(BENCH)/train-deeper/checkpoints/last.ckpt \
+	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark-drawing.yaml
+	$(BIN)/unigs export --checkpoint $(BENCH)/train-drawing/checkpoints/last.ckpt \
 	  --out $(BENCH)/pipeline --half true
 	test -e $(BENCH)/judge/config.json || OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/judge.yaml
 	$(MASKS) --models $(JUDGED) --steps 1 --ensemble_size 3 --out $(BENCH)/evaluation-masks-1

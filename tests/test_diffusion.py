@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from unigs.data import stack_samples
 from unigs.diffusion.base import PRESETS, load_components, make_base
-from unigs.diffusion.denoiser import deepen_unet, denoise, join_inputs, widen_unet
+from unigs.diffusion.denoiser import denoise, join_inputs, widen_unet
 from unigs.diffusion.encoders import (
     Latents,
     context_pixels,
@@ -109,45 +109,6 @@ def test_a_unet_of_other_channels_is_refused():
         widen_unet(make_unet(7))
 
 
-@pytest.mark.parametrize(("layers", "deeper"), [(1, 2), (1, 3), (2, 3)])
-def test_a_deeper_unet_does_the_same_and_learns_in_every_new_layer(layers, deeper, tmp_path):
-    torch.manual_seed(0)
-    config = {
-        **PRESETS["tiny"]["unet"],
-        "block_out_channels": (16, 32, 48),
-        "layers_per_block": layers,
-        "in_channels": 13,
-    }
-    unet = UNet2DConditionModel(**config).eval()
-    deep = deepen_unet(unet, deeper)
-    inputs = (torch.randn(2, 13, 8, 8), torch.tensor([5, 900]))
-    words = torch.randn(2, 7, unet.config.cross_attention_dim)
-    expected = unet(*inputs, encoder_hidden_states=words).sample
-    found = deep(*inputs, encoder_hidden_states=words).sample
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert expected.std() > 0.1
-
-    found.square().mean().backward()
-    blocks = [*deep.down_blocks, *deep.up_blocks]
-    ways_out = [layer.conv2 for block in blocks for layer in block.resnets]
-    ways_out += [layer.proj_out for block in blocks for layer in getattr(block, "attentions", [])]
-    assert all(layer.weight.grad.any() for layer in ways_out)
-    more = deeper - layers
-    assert sum(not layer.weight.any() for layer in ways_out) == more * (6 + 4)  # 2 pairs attend
-
-    deep.save_pretrained(tmp_path)
-    again = UNet2DConditionModel.from_pretrained(tmp_path)
-    assert torch.equal(again(*inputs, encoder_hidden_states=words).sample, found)
-
-
-def test_as_deep_changes_nothing_and_shallower_is_refused():
-    unet = make_unet(9)
-    layers = unet.config.layers_per_block
-    assert deepen_unet(unet, layers) is unet
-    with pytest.raises(UnigsError, match=f"at least the base's, got {layers - 1} for {layers}"):
-        deepen_unet(unet, layers - 1)
-
-
 def test_pixels_survive_the_signed_range():
     pixels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(to_signed(pixels)), pixels)
@@ -225,15 +186,16 @@ def test_a_perfect_prediction_lets_the_sampler_recover_the_truth(components, kin
         torch.testing.assert_close(found, clean, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("floor", [0.0, 1.0])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_min_snr_weights_equal_the_published_rule(components, kind):
+def test_min_snr_weights_equal_the_published_rule(components, kind, floor):
     scheduler = components.scheduler
     scheduler.register_to_config(prediction_type=kind)
     steps = torch.tensor([0, 10, 300, 999])
     snr = compute_snr(scheduler, steps)
-    capped = torch.minimum(snr, torch.tensor(5.0))
+    capped = torch.maximum(torch.minimum(snr, torch.tensor(5.0)), torch.tensor(floor))
     expected = {"epsilon": capped / snr, "v_prediction": capped / (snr + 1), "sample": capped}[kind]
-    torch.testing.assert_close(snr_weights(scheduler, steps, 5.0), expected)
+    torch.testing.assert_close(snr_weights(scheduler, steps, 5.0, floor), expected)
 
 
 def test_losses_are_the_mean_squared_errors_of_the_streams():

@@ -139,14 +139,6 @@ def test_only_the_mask_tasks_timesteps_are_shifted(base, shards, monkeypatch):
     assert torch.equal(seen[1] > seen[0], mask_tasks)
 
 
-def test_a_model_may_be_deeper_than_its_base_and_says_so(base):
-    models = [make_model(base, layers_per_block=layers) for layers in (None, 2)]
-    for model in models:
-        model.configure_model()
-    before, after = (model.unet.config.layers_per_block for model in models)
-    assert (before, after) == (1, 2)
-
-
 def test_the_pipeline_samples_given_streams_as_they_were_trained(base):
     for way in ("denoise", "clamp"):
         model = make_model(base, given_stream=way, sharpen=way == "clamp")

@@ -197,7 +197,7 @@ CURVES = {
     "train-continued": "docs/benchmark-curves-continued.svg",
     "train-scaled": "docs/benchmark-curves-scaled.svg",
     "train-words": "docs/benchmark-curves-words.svg",
-    "train-deeper": "docs/benchmark-curves-deeper.svg",
+    "train-drawing": "docs/benchmark-curves-drawing.svg",
 }
 
 

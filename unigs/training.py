@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from unigs.callbacks import read_ema
 from unigs.codec.palette import MAX_CELLS, Assignment
 from unigs.diffusion.base import load_components
-from unigs.diffusion.denoiser import deepen_unet, denoise, widen_unet
+from unigs.diffusion.denoiser import denoise, widen_unet
 from unigs.diffusion.encoders import LATENT_CHANNELS, encode_batch
 from unigs.diffusion.objective import (
     balance_sizes,
@@ -41,8 +41,6 @@ class UniGS(L.LightningModule):
         base: diffusers folder, single file or hub id whose UNet is widened to 13 channels in and 8
             out; see ``unigs base --help`` for folders of random weights.
         revision: hub revision to pin.
-        layers_per_block: deepen the UNet to so many without changing what it does, see
-            ``denoiser.deepen_unet``; None leaves it as it is.
         prediction_type: what the network is asked for: epsilon, v_prediction or sample.
         learning_rate: of AdamW, after warm-up.
         warmup_steps: optimiser steps over which the rate rises linearly from 0.
@@ -52,6 +50,8 @@ class UniGS(L.LightningModule):
         image_weight: of the image branch's loss.
         colormap_weight: of the colormap branch's loss.
         min_snr_gamma: cap of the signal-to-noise weighting; None weighs all timesteps alike.
+        snr_floor: least weight under it, in units of the sample's error; see
+            ``objective.snr_weights``. At 0 tasks that are trained near pure noise count for little.
         mask_timestep_shift: moves the timesteps of the tasks that only find masks towards noise,
             see ``objective.shift_timesteps``; 1 leaves them uniform, as the paper's are.
         size_balance: 0 weighs the pixels of a picture alike (paper), 1 its entities; see
@@ -77,7 +77,6 @@ class UniGS(L.LightningModule):
         self,
         base: str,
         revision: str | None = None,
-        layers_per_block: int | None = None,
         prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon",
         learning_rate: float = 1e-5,
         warmup_steps: int = 1000,
@@ -87,6 +86,7 @@ class UniGS(L.LightningModule):
         image_weight: float = 1.0,
         colormap_weight: float = 1.0,
         min_snr_gamma: float | None = None,
+        snr_floor: float = 0.0,
         mask_timestep_shift: float = 1.0,
         size_balance: float = 0.0,
         given_stream: GivenStream = "denoise",
@@ -119,8 +119,6 @@ class UniGS(L.LightningModule):
         hp = self.hp
         components = load_components(hp.base, hp.revision)
         self.unet = widen_unet(components.unet)
-        if hp.layers_per_block is not None:
-            self.unet = deepen_unet(self.unet, hp.layers_per_block)
         self.towers = components.towers.to(getattr(torch, hp.towers_dtype))
         self.scheduler = components.scheduler
         self.scheduler.register_to_config(prediction_type=hp.prediction_type)
@@ -179,7 +177,7 @@ class UniGS(L.LightningModule):
         share = torch.where(given, hp.given_weight, 1.0)  # [B, 2]
         losses = losses[0] * share[:, 0], losses[1] * share[:, 1]
         if hp.min_snr_gamma is not None:
-            weights = snr_weights(self.scheduler, timesteps, hp.min_snr_gamma)
+            weights = snr_weights(self.scheduler, timesteps, hp.min_snr_gamma, hp.snr_floor)
             losses = losses[0] * weights, losses[1] * weights
         return losses
 

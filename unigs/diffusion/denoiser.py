@@ -7,8 +7,6 @@ the task embedding sits in its own ``num_class_embeds`` slot.
 
 from __future__ import annotations
 
-import re
-
 import torch
 from diffusers import UNet2DConditionModel
 
@@ -107,51 +105,3 @@ def _widen_weights(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
     time_dim = unet.time_embedding.linear_2.out_features
     weights["class_embedding.weight"] = conv_in.new_zeros(len(TASKS), time_dim)
     return weights
-
-
-def deepen_unet(unet: UNet2DConditionModel, layers_per_block: int) -> UNet2DConditionModel:
-    """Give every block more layers that change nothing yet (Chen et al. 2016, Net2DeeperNet).
-
-    In a down block the new layers come last; in an up block they follow the first layer, whose
-    number of channels in is its own. A new resnet is the identity by a zero second convolution (and
-    a shortcut that drops the skip), a new attention by a zero projection; both have gradients.
-
-    Args:
-        unet: a ``UNet2DConditionModel`` with one number of layers for all blocks.
-        layers_per_block: new number; the old one returns ``unet`` as it is.
-
-    Returns:
-        A ``UNet2DConditionModel`` of the same function, whose config says so many layers.
-
-    Raises:
-        UnigsError: fewer layers than there are, or an old number for each block.
-    """
-    old = unet.config.layers_per_block
-    if not isinstance(old, int) or layers_per_block < old:
-        raise UnigsError(
-            f"expected layers_per_block of at least the base's, got {layers_per_block} for {old}"
-        )
-    extra = layers_per_block - old
-    if not extra:
-        return unet
-    config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
-    deep = UNet2DConditionModel.from_config({**config, "layers_per_block": layers_per_block})
-    kept = {_deeper_name(name, extra): weight for name, weight in unet.state_dict().items()}
-    weights = deep.state_dict()
-    for name, weight in weights.items():
-        if name in kept:
-            continue
-        if re.search(r"\.(conv2|proj_out|conv_shortcut)\.", name):
-            weight.zero_()
-        if name.endswith("conv_shortcut.weight"):  # [out, out + skip, 1, 1]: keep what comes up
-            weight[:, : len(weight), 0, 0] = torch.eye(len(weight))
-    deep.load_state_dict({**weights, **kept}, strict=True)
-    return deep.train(unet.training)
-
-
-def _deeper_name(name: str, extra: int) -> str:
-    """Where a parameter goes when each up block gets ``extra`` layers after its first."""
-    found = re.fullmatch(r"(up_blocks\.\d+\.(?:resnets|attentions)\.)(\d+)(\..*)", name)
-    if not found or found[2] == "0":
-        return name
-    return f"{found[1]}{int(found[2]) + extra}{found[3]}"

@@ -63,11 +63,21 @@ def regression_target(scheduler, clean, noise, timesteps) -> torch.Tensor:
     raise UnigsError(f"expected a prediction type of {PREDICTION_TYPES}, got {kind!r}")
 
 
-def snr_weights(scheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Min-SNR weights [B] (Hang et al. 2023) for the scheduler's prediction type."""
+def snr_weights(
+    scheduler, timesteps: torch.Tensor, gamma: float, floor: float = 0.0
+) -> torch.Tensor:
+    """Min-SNR weights [B] (Hang et al. 2023) for the scheduler's prediction type.
+
+    Args:
+        scheduler: of the training.
+        timesteps: int64 [B].
+        gamma: most that the error of a sample's estimate weighs; below it, its ratio of signal to
+            noise.
+        floor: least that it weighs; 1 is the truncated SNR of Salimans & Ho (2022, Sec. 4).
+    """
     alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     snr = alphas / (1 - alphas)
-    capped = snr.clamp(max=gamma)
+    capped = snr.clamp(min=floor, max=gamma)
     kind = scheduler.config.prediction_type
     return {"epsilon": capped / snr, "v_prediction": capped / (snr + 1), "sample": capped}[kind]
 
