@@ -219,3 +219,34 @@ def test_a_clamped_stream_is_its_renoised_truth_at_every_step(pipeline):
     for joined, step in seen:
         expected = pipeline.scheduler.add_noise(truth, noise, step.expand(1))
         torch.testing.assert_close(joined[:, 4:8], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("given_stream", ["denoise", "clamp"])
+def test_guidance_leads_away_from_no_words_and_no_entities(pipeline, given_stream):
+    labels = torch.zeros(1, 64, 64, dtype=torch.int32)
+    labels[:, 8:40, 8:50] = 1
+    seen = []
+
+    def keep(_, args, named):
+        seen.append((args[0], args[1], named["encoder_hidden_states"]))
+
+    hook = pipeline.unet.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        pipeline(
+            "synthesis", labels=labels, prompt="x", given_stream=given_stream, steps=2, guidance=3
+        )
+    finally:
+        hook.remove()
+    encode = pipeline.towers.encode_pixels
+    painted = encode(encode_colormap(labels, cells=5))
+    empty = encode(encode_colormap(torch.zeros_like(labels), cells=5))
+    noise = draw_noise(0, [0], (8, *empty.shape[-2:]), "sampling")[:, 4:]
+    assert len(seen) == 4
+    for place, (joined, step, words) in enumerate(seen):
+        known, text = ((painted, "x"), (empty, ""))[place % 2]
+        torch.testing.assert_close(joined[:, 9:], known, rtol=1e-4, atol=1e-4)
+        assert torch.equal(words, pipeline.towers.encode_text([text]))
+        if given_stream == "clamp":
+            stream = pipeline.scheduler.add_noise(known, noise, step.expand(1))
+            torch.testing.assert_close(joined[:, 4:8], stream, rtol=1e-4, atol=1e-4)
+    assert torch.equal(seen[0][0][:, :4], seen[1][0][:, :4])

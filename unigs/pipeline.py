@@ -11,6 +11,7 @@ decode; split the colormap into masks; return to the input's size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,7 +179,8 @@ class UniGSPipeline(DiffusionPipeline):
             prompt: one per input, in the words of ``tasks.write_prompt``; entity needs none.
             steps: sampling steps; with ``ddim`` a divisor of the training steps (paper: 200).
             solver: ``unipc`` for few steps, ``ddim`` for the paper's.
-            guidance: classifier-free guidance of the image stream; None takes the task's default.
+            guidance: classifier-free guidance of the image stream, away from a picture without the
+                words and, in synthesis, without the entities; None takes the task's default.
             colormap_guidance: of the colormap stream; above 1 it shifts the colours.
             given_stream: denoise a known stream like the other, or clamp it to its re-noised truth;
                 None does as the model was trained.
@@ -292,18 +294,34 @@ class UniGSPipeline(DiffusionPipeline):
             raise UnigsError(f"expected DDIM steps that divide {total}, got {steps}")
         sampler.set_timesteps(steps, device=device)
         scales = self._guidance_scales(task, guidance, colormap_guidance, device)
-        empty = (
-            self.towers.encode_text([""]).expand_as(latents.text) if scales is not None else None
-        )
+        silent = None if scales is None else self._silence(task, latents)
         clamped = given_streams(latents.task) if given_stream == "clamp" else None
+
+        def hold(state: torch.Tensor, known: Latents, t: torch.Tensor) -> torch.Tensor:
+            if clamped is None:
+                return state
+            truth = sampler.add_noise(known.streams, noise, t.expand(len(noise)))
+            return torch.where(clamped, truth, state)
+
         state = noise * sampler.init_noise_sigma
         for t in tqdm(sampler.timesteps, desc=task, disable=not progress, leave=False):
-            if clamped is not None:
-                truth = sampler.add_noise(latents.streams, noise, t.expand(len(noise)))
-                state = torch.where(clamped, truth, state)
-            output = self._predict(state, t, latents, empty, scales)
+            state = hold(state, latents, t)
+            output = self._predict(state, t, latents)
+            if silent is not None:
+                alone = self._predict(hold(state, silent, t), t, silent)
+                output = alone + scales * (output - alone)
             state = sampler.step(output, t, state, return_dict=False)[0]
         return state if clamped is None else torch.where(clamped, latents.streams, state)
+
+    def _silence(self, task: str, latents: Latents) -> Latents:
+        """What guidance leads away from: no words and, where it is given, an empty colormap."""
+        text = self.towers.encode_text([""]).expand_as(latents.text)
+        if RECIPES[task].given != "colormap":
+            return replace(latents, text=text)
+        shape = (1, 3, *(self.towers.factor * side for side in latents.context.shape[-2:]))
+        black = torch.zeros(shape, dtype=torch.uint8, device=latents.context.device)
+        empty = self.towers.encode_pixels(black).expand_as(latents.context)
+        return replace(latents, text=text, context=empty, streams=torch.cat([empty, empty], 1))
 
     def _guidance_scales(self, task, guidance, colormap_guidance, device) -> torch.Tensor | None:
         """[1, 8, 1, 1] scales, or None where none is above 1 and one pass is enough."""
@@ -313,16 +331,11 @@ class UniGSPipeline(DiffusionPipeline):
         scales = torch.tensor([guidance, colormap_guidance], device=device)
         return scales.repeat_interleave(LATENT_CHANNELS)[None, :, None, None]
 
-    def _predict(self, state, t, latents, empty, scales) -> torch.Tensor:
+    def _predict(self, state: torch.Tensor, t: torch.Tensor, latents: Latents) -> torch.Tensor:
         dtype = self.unet.dtype
         fields = {k: getattr(latents, k) for k in ("streams", "mask", "context", "text")}
         cast = Latents(**{k: v.to(dtype) for k, v in fields.items()}, task=latents.task)
-        worded = denoise(self.unet, state.to(dtype), t, cast).float()
-        if scales is None:
-            return worded
-        cast.text = empty.to(dtype)
-        silent = denoise(self.unet, state.to(dtype), t, cast).float()
-        return silent + scales * (worded - silent)
+        return denoise(self.unet, state.to(dtype), t, cast).float()
 
 
 def _check_inputs(task, image, labels, coarse_mask) -> torch.Tensor:
