@@ -235,6 +235,20 @@ def test_balanced_weights_count_pixels_at_0_and_entities_at_1():
         torch.testing.assert_close(grid.mean((1, 2, 3)), torch.ones(2))
 
 
+def test_what_is_asked_weighs_apart_from_the_rest_whether_or_not_it_is_there():
+    coarse = torch.zeros(3, 1, 16, 16, dtype=torch.bool)
+    coarse[:2, :, 2:10, 2:10] = True
+    coarse[2] = True
+    labels = torch.zeros(3, 16, 16, dtype=torch.int32)
+    labels[0, 4:8, 4:8] = 1  # asked for and there; the second is not, the third asks everywhere
+    labels[2, 4:8, 4:8] = 1
+    regions = labels + 10 * coarse[:, 0]  # 0 is outside, 10 what is left of the mask
+    for power in (0.5, 1.0):
+        weight = balance_sizes(labels, (16, 16), power, coarse)
+        torch.testing.assert_close(weight, balance_sizes(regions, (16, 16), power))
+        torch.testing.assert_close(weight[2:], balance_sizes(labels[2:], (16, 16), power))
+
+
 def test_shifted_timesteps_have_their_noise_level_raised_and_keep_their_order():
     steps = torch.arange(1000)
     assert torch.equal(shift_timesteps(steps, 1000, 1.0), steps)

@@ -172,7 +172,8 @@ class UniGS(L.LightningModule):
         target = regression_target(self.scheduler, clean, noise, timesteps)
         grid = (clean.shape[-2], clean.shape[-1])
         known = known_share(batch.ignored, grid)  # [B, 1, h, w]
-        weight = balance_sizes(batch.labels, grid, hp.size_balance) if hp.size_balance else 1.0
+        balance = (batch.labels, grid, hp.size_balance, batch.coarse_mask)
+        weight = balance_sizes(*balance) if hp.size_balance else 1.0
         losses = branch_losses(prediction, target, known, weight)
         share = torch.where(given, hp.given_weight, 1.0)  # [B, 2]
         losses = losses[0] * share[:, 0], losses[1] * share[:, 1]
