@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import StableDiffusionInpaintPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 
 from unigs.codec import encode_colormap
 from unigs.diffusion.objective import draw_noise
 from unigs.pipeline import UniGSPipeline, fit_size, make_sampler, resize_labels, resize_pixels
 from unigs.records import TASKS, UnigsError
 
-FAST = {"steps": 2, "guidance": 1.0}
+ONCE = {"guidance": 1.0, "entity_guidance": 1.0}  # one pass a step
+FAST = {"steps": 2, **ONCE}
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +136,14 @@ def test_noise_belongs_to_seed_and_index_not_to_the_batch(pipeline, inputs, solv
     assert not torch.equal(other.colormap, alone.colormap)
 
 
-def test_guidance_of_one_is_no_guidance(pipeline, inputs):
-    with_words = conditions("synthesis", inputs)
-    plain = pipeline("synthesis", **with_words, **FAST)
-    one = pipeline("synthesis", **with_words, steps=2, guidance=1.0, colormap_guidance=1.0)
-    strong = pipeline("synthesis", **with_words, steps=2, guidance=6.0)
-    assert torch.equal(plain.image, one.image)
-    assert not torch.equal(plain.image, strong.image)
+def test_entities_guide_only_where_they_are_given(pipeline, inputs):
+    for task in TASKS:
+        call = conditions(task, inputs)
+        plain, guided = (
+            pipeline(task, **call, steps=2, guidance=1.0, entity_guidance=scale).image
+            for scale in (1.0, 4.0)
+        )
+        assert torch.equal(plain, guided) == (task != "synthesis")
 
 
 def test_export_and_reload_give_the_same_output(pipeline, inputs, tmp_path):
@@ -210,7 +212,7 @@ def test_a_clamped_stream_is_its_renoised_truth_at_every_step(pipeline):
     seen = []
     hook = pipeline.unet.register_forward_pre_hook(lambda _, args: seen.append(args[:2]))
     try:
-        pipeline("synthesis", labels=labels, prompt="x", given_stream="clamp", steps=3, guidance=1)
+        pipeline("synthesis", labels=labels, prompt="x", given_stream="clamp", steps=3, **ONCE)
     finally:
         hook.remove()
     truth = pipeline.towers.encode_pixels(encode_colormap(labels, cells=5))
@@ -221,32 +223,55 @@ def test_a_clamped_stream_is_its_renoised_truth_at_every_step(pipeline):
         torch.testing.assert_close(joined[:, 4:8], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("given_stream", ["denoise", "clamp"])
-def test_guidance_leads_away_from_no_words_and_no_entities(pipeline, given_stream):
-    labels = torch.zeros(1, 64, 64, dtype=torch.int32)
-    labels[:, 8:40, 8:50] = 1
+def watch_passes(pipeline, **call):
+    """Every pass of the UNet in a synthesis: input, timestep, words, output."""
     seen = []
 
-    def keep(_, args, named):
-        seen.append((args[0], args[1], named["encoder_hidden_states"]))
+    def keep(_, args, named, out):
+        seen.append((*args[:2], named["encoder_hidden_states"], out.sample))
 
-    hook = pipeline.unet.register_forward_pre_hook(keep, with_kwargs=True)
+    hook = pipeline.unet.register_forward_hook(keep, with_kwargs=True)
     try:
-        pipeline(
-            "synthesis", labels=labels, prompt="x", given_stream=given_stream, steps=2, guidance=3
-        )
+        pipeline("synthesis", prompt="x", **call)
     finally:
         hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("given_stream", ["denoise", "clamp"])
+def test_guidance_leads_away_from_no_words_and_from_no_entities(
+    pipeline, given_stream, monkeypatch
+):
+    labels = torch.zeros(1, 64, 64, dtype=torch.int32)
+    labels[:, 8:40, 8:50] = 1
+    estimates = []
+    step = DDIMScheduler.step
+    monkeypatch.setattr(
+        DDIMScheduler, "step", lambda *args, **kw: estimates.append(args[1]) or step(*args, **kw)
+    )
+    call = {"labels": labels, "given_stream": given_stream, "steps": 2, "solver": "ddim"}
+    seen = watch_passes(pipeline, guidance=5, entity_guidance=3, **call)
     encode = pipeline.towers.encode_pixels
     painted = encode(encode_colormap(labels, cells=5))
     empty = encode(encode_colormap(torch.zeros_like(labels), cells=5))
     noise = draw_noise(0, [0], (8, *empty.shape[-2:]), "sampling")[:, 4:]
-    assert len(seen) == 4
-    for place, (joined, step, words) in enumerate(seen):
-        known, text = ((painted, "x"), (empty, ""))[place % 2]
+    assert len(seen) == 6
+    for place, (joined, t, words, _) in enumerate(seen):
+        known, text = ((painted, "x"), (painted, ""), (empty, ""))[place % 3]
         torch.testing.assert_close(joined[:, 9:], known, rtol=1e-4, atol=1e-4)
         assert torch.equal(words, pipeline.towers.encode_text([text]))
         if given_stream == "clamp":
-            stream = pipeline.scheduler.add_noise(known, noise, step.expand(1))
+            stream = pipeline.scheduler.add_noise(known, noise, t.expand(1))
             torch.testing.assert_close(joined[:, 4:8], stream, rtol=1e-4, atol=1e-4)
-    assert torch.equal(seen[0][0][:, :4], seen[1][0][:, :4])
+    everything, wordless, bare = (out[:, :4] for *_, out in seen[:3])
+    expected = bare + 3 * (wordless - bare) + 5 * (everything - wordless)
+    torch.testing.assert_close(estimates[0][:, :4], expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(estimates[0][:, 4:], seen[0][3][:, 4:])
+
+
+@pytest.mark.parametrize(("scales", "passes"), [((1, 1), 1), ((4, 1), 2), ((3, 3), 2), ((1, 2), 3)])
+def test_a_pass_that_weighs_nothing_is_not_made(pipeline, scales, passes):
+    labels = torch.ones(1, 64, 64, dtype=torch.int32)
+    words, entities = scales
+    seen = watch_passes(pipeline, labels=labels, steps=1, guidance=words, entity_guidance=entities)
+    assert len(seen) == passes

@@ -158,6 +158,7 @@ class UniGSPipeline(DiffusionPipeline):
         steps: int = 20,
         solver: Solver = "unipc",
         guidance: float | None = None,
+        entity_guidance: float | None = None,
         colormap_guidance: float = 1.0,
         given_stream: GivenStream | None = None,
         sharpen: bool | None = None,
@@ -179,8 +180,10 @@ class UniGSPipeline(DiffusionPipeline):
             prompt: one per input, in the words of ``tasks.write_prompt``; entity needs none.
             steps: sampling steps; with ``ddim`` a divisor of the training steps (paper: 200).
             solver: ``unipc`` for few steps, ``ddim`` for the paper's.
-            guidance: classifier-free guidance of the image stream, away from a picture without the
-                words and, in synthesis, without the entities; None takes the task's default.
+            guidance: classifier-free guidance of the image stream by the words; 1 is off, None
+                takes the task's default.
+            entity_guidance: the same by the entities to synthesise, away from a picture with none;
+                synthesis only.
             colormap_guidance: of the colormap stream; above 1 it shifts the colours.
             given_stream: denoise a known stream like the other, or clamp it to its re-noised truth;
                 None does as the model was trained.
@@ -213,7 +216,7 @@ class UniGSPipeline(DiffusionPipeline):
         colormaps = []
         for noise in self._draw_ensemble(seed, indices, latents, members):
             streams = self._sample(
-                task, latents, steps, solver, guidance, colormap_guidance,
+                task, latents, steps, solver, guidance, entity_guidance, colormap_guidance,
                 given_stream or self.config.given_stream, noise, progress,
             )  # fmt: skip
             painted = self.towers.decode_latents(streams[:, LATENT_CHANNELS:])
@@ -283,8 +286,8 @@ class UniGSPipeline(DiffusionPipeline):
             yield noise.to(latents.streams.device)
 
     def _sample(
-        self, task, latents, steps, solver, guidance, colormap_guidance, given_stream, noise,
-        progress,
+        self, task, latents, steps, solver, guidance, entity_guidance, colormap_guidance,
+        given_stream, noise, progress,
     ) -> torch.Tensor:  # fmt: skip
         """Denoise both streams from noise, both float32 [B, 8, h, w]."""
         device = latents.context.device
@@ -293,8 +296,7 @@ class UniGSPipeline(DiffusionPipeline):
         if solver == "ddim" and total % steps:
             raise UnigsError(f"expected DDIM steps that divide {total}, got {steps}")
         sampler.set_timesteps(steps, device=device)
-        scales = self._guidance_scales(task, guidance, colormap_guidance, device)
-        silent = None if scales is None else self._silence(task, latents)
+        passes = self._plan_passes(task, latents, guidance, entity_guidance, colormap_guidance)
         clamped = given_streams(latents.task) if given_stream == "clamp" else None
 
         def hold(state: torch.Tensor, known: Latents, t: torch.Tensor) -> torch.Tensor:
@@ -306,30 +308,44 @@ class UniGSPipeline(DiffusionPipeline):
         state = noise * sampler.init_noise_sigma
         for t in tqdm(sampler.timesteps, desc=task, disable=not progress, leave=False):
             state = hold(state, latents, t)
-            output = self._predict(state, t, latents)
-            if silent is not None:
-                alone = self._predict(hold(state, silent, t), t, silent)
-                output = alone + scales * (output - alone)
+            output = sum(
+                weight * self._predict(hold(state, known, t), t, known) for known, weight in passes
+            )
             state = sampler.step(output, t, state, return_dict=False)[0]
         return state if clamped is None else torch.where(clamped, latents.streams, state)
 
-    def _silence(self, task: str, latents: Latents) -> Latents:
-        """What guidance leads away from: no words and, where it is given, an empty colormap."""
-        text = self.towers.encode_text([""]).expand_as(latents.text)
-        if RECIPES[task].given != "colormap":
-            return replace(latents, text=text)
-        shape = (1, 3, *(self.towers.factor * side for side in latents.context.shape[-2:]))
-        black = torch.zeros(shape, dtype=torch.uint8, device=latents.context.device)
-        empty = self.towers.encode_pixels(black).expand_as(latents.context)
-        return replace(latents, text=text, context=empty, streams=torch.cat([empty, empty], 1))
+    def _plan_passes(
+        self, task, latents, guidance, entity_guidance, colormap_guidance
+    ) -> list[tuple[Latents, torch.Tensor]]:
+        """What the network is told in each pass of a step, and how its output weighs [1, 8, 1, 1].
 
-    def _guidance_scales(self, task, guidance, colormap_guidance, device) -> torch.Tensor | None:
-        """[1, 8, 1, 1] scales, or None where none is above 1 and one pass is enough."""
-        guidance = RECIPES[task].guidance if guidance is None else guidance
-        if guidance == 1 and colormap_guidance == 1:
-            return None
-        scales = torch.tensor([guidance, colormap_guidance], device=device)
-        return scales.repeat_interleave(LATENT_CHANNELS)[None, :, None, None]
+        Everything; no words; neither words nor entities (Brooks et al. 2023, Eq. 3). The weights
+        sum to 1, and passes that weigh nothing are left out.
+        """
+        recipe = RECIPES[task]
+        words = recipe.guidance if guidance is None else guidance
+        entities = recipe.entity_guidance if entity_guidance is None else entity_guidance
+        if recipe.given != "colormap":
+            entities = 1.0
+        image = (words, entities - words, 1 - entities)
+        colormap = (colormap_guidance, 1 - colormap_guidance, 0.0)
+        device = latents.context.device
+        passes = []
+        for place, scales in enumerate(zip(image, colormap)):
+            if not any(scales):
+                continue
+            known = latents
+            if place > 0:
+                silence = self.towers.encode_text([""]).expand_as(latents.text)
+                known = replace(known, text=silence)
+            if place > 1:
+                size = [self.towers.factor * side for side in latents.context.shape[-2:]]
+                black = torch.zeros((1, 3, *size), dtype=torch.uint8, device=device)
+                empty = self.towers.encode_pixels(black).expand_as(latents.context)
+                known = replace(known, context=empty, streams=torch.cat([empty, empty], 1))
+            weight = torch.tensor(scales, device=device).repeat_interleave(LATENT_CHANNELS)
+            passes.append((known, weight[None, :, None, None]))
+        return passes
 
     def _predict(self, state: torch.Tensor, t: torch.Tensor, latents: Latents) -> torch.Tensor:
         dtype = self.unet.dtype

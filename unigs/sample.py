@@ -55,6 +55,7 @@ def sample_pictures(
     solver: Solver = "unipc",
     seed: int = 0,
     guidance: float | None = None,
+    entity_guidance: float | None = None,
     ensemble_size: int = 1,
     resolution_px: int | None = None,
 ) -> None:
@@ -79,7 +80,8 @@ def sample_pictures(
         steps: sampling steps.
         solver: ``unipc`` for few steps, ``ddim`` for the paper's 200.
         seed: of the noise, and of the scene if one is drawn.
-        guidance: classifier-free guidance of the picture; default: the task's own.
+        guidance: classifier-free guidance of the picture by the words; default: the task's own.
+        entity_guidance: the same by the entities to synthesise; default: the task's own.
         ensemble_size: average the colormaps of this many noises for referring and entity.
         resolution_px: short side at which the model runs; default: what it was trained at.
 
@@ -106,6 +108,7 @@ def sample_pictures(
         "solver": solver,
         "seed": seed,
         "guidance": guidance,
+        "entity_guidance": entity_guidance,
         "ensemble_size": ensemble_size,
     }
     if chosen is None:

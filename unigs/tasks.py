@@ -30,7 +30,8 @@ class Recipe:
         given: the stream that equals the context and needs no VAE pass of its own, if any.
         local: the coarse mask covers the drawn entities (True) or the whole picture (False).
         draws: a few entities are drawn (True) or all are meant (False).
-        guidance: default classifier-free guidance of the image stream; 1 is off.
+        guidance: default classifier-free guidance of the image stream by the words; 1 is off.
+        entity_guidance: the same by a given colormap.
     """
 
     prompt: str
@@ -39,11 +40,14 @@ class Recipe:
     local: bool
     draws: bool
     guidance: float
+    entity_guidance: float = 1.0
 
 
 RECIPES: dict[str, Recipe] = {
     "inpainting": Recipe("inpainting: generate {names}.", "masked image", None, True, True, 4.0),
-    "synthesis": Recipe("synthesis: generate {names}.", "colormap", "colormap", False, True, 4.0),
+    "synthesis": Recipe(
+        "synthesis: generate {names}.", "colormap", "colormap", False, True, 4.0, 2.0
+    ),
     "referring": Recipe("referring: find {names}.", "image", "image", True, True, 1.0),
     "entity": Recipe("panoptic: all entities.", "image", "image", False, False, 1.0),
 }
