@@ -75,7 +75,8 @@ benchmark: install  ## draw, train, judge and score the benchmark's model (7 hou
 	  --out $(BENCH)/fourth --half true
 	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark-drawing.yaml
 	$(BIN)/unigs export --checkpoint $(BENCH)/train-drawing/checkpoints/last.ckpt \
-	  --out $(BENCH)/pipeline --half true
+	  --out $(BENCH)/fifth --half true
+	$(BIN)/python tools/benchmark_joint.py average
 	test -e $(BENCH)/judge/config.json || OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/judge.yaml
 	$(MASKS) --models $(JUDGED) --steps 1 --ensemble_size 3 --out $(BENCH)/evaluation-masks-1
 	$(MASKS) --models '[$(BENCH)/pipeline]' --steps 1 --out $(BENCH)/evaluation-masks-alone

@@ -4,9 +4,10 @@
                       --seed N trains it from another seed, into a folder of its own
     decode            decoders, thresholds, colour spaces (Tables 8 and 9)
     sample            solvers, steps, guidance of the colormap
-    guidance          of the pictures, judged by the benchmark's segmenter
+    guidance          of the pictures, by words and entities, judged by the benchmark's segmenter
     curves            learning curves, one picture for each of the five runs
     tables            all of these as Markdown
+    average           the pipeline that ships: the mean of the fourth and the fifth run's weights
 
 Every choice is made on validation scenes; nothing here reads the test set. Rows that are done are
 kept in runs/benchmark/ablations and not run again.
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from unigs.codec import decode_colormap
@@ -161,13 +163,14 @@ def compare_decoders() -> None:
 
 
 def compare_guidance() -> None:
-    """Guidance of the image stream, on the two tasks that draw."""
+    """Guidance of the picture by words and by given entities, on the two tasks that draw."""
     figures = {}
-    for guidance in (1.0, 2.0, 4.0, 7.0):
-        folder = OUT / "guidance" / f"guidance-{guidance}"
+    for words, entities in ((1.0, 1.0), (4.0, 1.0), (4.0, 2.0), (4.0, 4.0), (2.0, 2.0), (7.0, 2.0)):
+        folder = OUT / "guidance" / f"words-{words}-entities-{entities}"
         tasks, judge = ["inpainting", "synthesis"], str(WORK / "judge")
-        found = score(WORK / "pipeline", folder, tasks, judge, guidance=guidance)
-        figures[f"image guidance {guidance}"] = found
+        scales = {"guidance": words, "entity_guidance": entities}
+        found = score(WORK / "pipeline", folder, tasks, judge, **scales)
+        figures[f"words {words}, entities {entities}"] = found
     write_json(OUT / "guidance.json", figures)
 
 
@@ -245,6 +248,16 @@ def draw_curves(folder: Path, path: str) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def average_runs() -> None:
+    """Write the mean of two runs' weights (Wortsman et al. 2022): one finds, the other draws."""
+    pipeline, other = (UniGSPipeline.load(str(WORK / name)) for name in ("fourth", "fifth"))
+    theirs = other.unet.state_dict()
+    mean = {name: mine.lerp(theirs[name], 0.5) for name, mine in pipeline.unet.state_dict().items()}
+    pipeline.unet.load_state_dict(mean)
+    pipeline.to(torch.float16).save_pretrained(WORK / "pipeline")
+    print(f"wrote the pipeline to {WORK / 'pipeline'}")
+
+
 def print_rows() -> None:
     """The short runs: mean over the seeds that are there, and half their range."""
     print(
@@ -294,6 +307,7 @@ VERBS = {
     "guidance": compare_guidance,
     "curves": draw_all_curves,
     "tables": print_tables,
+    "average": average_runs,
 }
 
 if __name__ == "__main__":
