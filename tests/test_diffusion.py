@@ -242,7 +242,8 @@ def test_what_is_asked_weighs_apart_from_the_rest_whether_or_not_it_is_there():
     labels = torch.zeros(3, 16, 16, dtype=torch.int32)
     labels[0, 4:8, 4:8] = 1  # asked for and there; the second is not, the third asks everywhere
     labels[2, 4:8, 4:8] = 1
-    regions = labels + 10 * coarse[:, 0]  # 0 is outside, 10 what is left of the mask
+    labels[0, 12:14, 12:14] = 2  # painted, though outside
+    regions = torch.where(labels > 0, labels, 10 * coarse[:, 0])  # 10 is what is left of the mask
     for power in (0.5, 1.0):
         weight = balance_sizes(labels, (16, 16), power, coarse)
         torch.testing.assert_close(weight, balance_sizes(regions, (16, 16), power))

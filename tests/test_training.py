@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from unigs.callbacks import EMA, Evaluation, Preemption, SampledValidation, Throughput, read_ema
 from unigs.data import UniGSData, stack_samples
+from unigs.diffusion.objective import balance_sizes
 from unigs.export import export_pipeline, load_checkpoint
 from unigs.fit import run_lightning
 from unigs.pipeline import UniGSPipeline
@@ -116,6 +117,39 @@ def test_balanced_sizes_weigh_every_loss_and_move_none_from_what_is_given(base, 
     for alike, balanced in zip(*losses):
         assert torch.equal(alike == 0, balanced == 0)
         assert (alike != balanced)[alike != 0].all()
+
+
+def test_what_is_left_of_the_coarse_mask_weighs_in_every_loss(base, shards, monkeypatch):
+    import unigs.training as training
+
+    dataset = make_data(shards).make_dataset("train", True, dict.fromkeys(TASKS, 1.0))
+    batch = stack_samples([dataset[i].sample for i in range(8)])
+    expected = balance_sizes(batch.labels, (16, 16), 0.5, batch.coarse_mask)
+    assert not torch.equal(expected, balance_sizes(batch.labels, (16, 16), 0.5))
+    seen = []
+    measure = training.branch_losses
+    monkeypatch.setattr(
+        training, "branch_losses", lambda *args: seen.append(args[3]) or measure(*args)
+    )
+    model = make_model(base, size_balance=0.5)
+    model.configure_model()
+    model.losses(batch)
+    torch.testing.assert_close(seen, [expected])
+
+
+def test_weights_by_noise_have_their_floor_and_their_cap(base, shards):
+    dataset = make_data(shards).make_dataset("train", True, dict.fromkeys(TASKS, 1.0))
+    batch = stack_samples([dataset[i].sample for i in range(12)])
+    losses = []
+    for options in ({}, {"min_snr_gamma": 5.0}, {"min_snr_gamma": 5.0, "snr_floor": 1.0}):
+        model = make_model(base, prediction_type="sample", **options)
+        model.configure_model()
+        losses.append(torch.stack(model.losses(batch)))  # [2, B]
+    plain, capped, floored = losses
+    ratio = capped / plain
+    torch.testing.assert_close(ratio[0], ratio[1])
+    assert ratio.min() < 1 < ratio.max() < 5.001
+    torch.testing.assert_close(floored / plain, ratio.clamp(min=1))
 
 
 def test_only_the_mask_tasks_timesteps_are_shifted(base, shards, monkeypatch):
