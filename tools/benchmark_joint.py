@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from unigs.codec import decode_colormap
@@ -32,6 +31,7 @@ from unigs.data import UniGSData
 from unigs.evaluation.judging import Judges
 from unigs.evaluation.predictors import PipelinePredictor, run_batch
 from unigs.evaluation.run import evaluate
+from unigs.export import save_pipeline
 from unigs.metrics.segmentation import EntityQuality
 from unigs.metrics.segmenter import load_segmenter
 from unigs.pipeline import UniGSPipeline
@@ -254,8 +254,7 @@ def average_runs() -> None:
     theirs = other.unet.state_dict()
     mean = {name: mine.lerp(theirs[name], 0.5) for name, mine in pipeline.unet.state_dict().items()}
     pipeline.unet.load_state_dict(mean)
-    pipeline.to(torch.float16).save_pretrained(WORK / "pipeline")
-    print(f"wrote the pipeline to {WORK / 'pipeline'}")
+    save_pipeline(pipeline, str(WORK / "pipeline"), half=True)
 
 
 def print_rows() -> None:

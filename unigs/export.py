@@ -58,7 +58,20 @@ def export_pipeline(checkpoint: str, out: str, ema: bool = True, half: bool = Fa
         ema: export the averaged weights where the checkpoint holds them.
         half: store weights in half precision.
     """
-    pipeline = load_checkpoint(checkpoint, ema).make_pipeline()
+    save_pipeline(load_checkpoint(checkpoint, ema).make_pipeline(), out, half)
+
+
+def save_pipeline(pipeline: UniGSPipeline, out: str, half: bool = False) -> None:
+    """Write a pipeline folder.
+
+    Args:
+        pipeline: what to write.
+        out: folder to write; an older pipeline there is replaced at once or not at all.
+        half: store weights in half precision.
+
+    Raises:
+        UnigsError: other files lie there.
+    """
     pipeline.vae.register_to_config(_name_or_path="")  # where the base lay is nobody's business
     target = Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)

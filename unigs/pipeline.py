@@ -307,7 +307,6 @@ class UniGSPipeline(DiffusionPipeline):
 
         state = noise * sampler.init_noise_sigma
         for t in tqdm(sampler.timesteps, desc=task, disable=not progress, leave=False):
-            state = hold(state, latents, t)
             output = sum(
                 weight * self._predict(hold(state, known, t), t, known) for known, weight in passes
             )
