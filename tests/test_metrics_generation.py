@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from unigs.files import hash_file
 from unigs.metrics.clip_score import ClipScore, load_clip, score_pictures
-from unigs.metrics.extras import hash_file, to_uint8
+from unigs.metrics.extras import to_uint8
 from unigs.metrics.frechet import (
     FrechetDistance,
     Statistics,

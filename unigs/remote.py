@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from unigs.files import locate_cache
 from unigs.records import UnigsError
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,7 @@ class Cache:
         options: Mapping[str, Mapping[str, Any]] | None = None,
         allow_pipe: bool = False,
     ) -> None:
-        home = os.environ.get("UNIGS_CACHE") or Path.home() / ".cache" / "unigs"
-        self.folder = Path(folder or home)
+        self.folder = Path(folder or locate_cache())
         self.max_bytes = max_bytes
         self.attempts, self.timeout_s, self.pause_s = attempts, timeout_s, pause_s
         self.options = {name: dict(values) for name, values in (options or {}).items()}

@@ -23,12 +23,12 @@ from PIL import Image
 from unigs.data import stack_samples
 from unigs.evaluation.judging import sheet_row
 from unigs.evaluation.predictors import run_batch
+from unigs.files import write_bytes
 from unigs.images import encode_image
 from unigs.pictures import SHEET_TITLES, draw_sheet
 from unigs.pipeline import Solver, UniGSPipeline, resize_labels, resize_pixels
 from unigs.records import Annotated, Batch, Prediction, TaskSample, UnigsError
 from unigs.request import check_request, read_request
-from unigs.shards.files import write_bytes
 from unigs.synthetic import draw_scene, scene_seed
 from unigs.tasks import RECIPES, TaskOptions, entity_box, make_sample
 

@@ -44,8 +44,8 @@ from unigs.evaluation.results import (
     summarise_results,
     write_csv,
 )
+from unigs.files import hash_file, locate_cache
 from unigs.metrics.clip_score import load_clip
-from unigs.metrics.extras import hash_file, locate_cache
 from unigs.metrics.frechet import load_inception, locate_statistics
 from unigs.metrics.segmenter import load_segmenter
 from unigs.pipeline import Solver, UniGSPipeline

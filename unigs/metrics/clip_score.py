@@ -22,7 +22,8 @@ from PIL import Image
 from torch import nn
 from torchmetrics import Metric
 
-from unigs.metrics.extras import find_weights, hash_file, import_extra, to_uint8
+from unigs.files import hash_file
+from unigs.metrics.extras import find_weights, import_extra, to_uint8
 from unigs.metrics.overlaps import to_grid
 from unigs.records import UnigsError
 
@@ -74,7 +75,9 @@ def load_clip(
             raise UnigsError(f"expected a backbone of open_clip; got {backbone!r}; in load_clip")
         _check_activation(open_clip, backbone, bool(config.get("quick_gelu")), weights, download)
         name, source = backbone, download or str(weights)
-        description = f"{backbone}, {download or 'sha256 ' + hash_file(Path(str(weights)))[:12]}"
+        description = (
+            f"{backbone}, {download or 'sha256 ' + str(hash_file(Path(str(weights))))[:12]}"
+        )
     model, _, preprocess = open_clip.create_model_and_transforms(
         name,
         pretrained=source,

@@ -7,9 +7,7 @@ before it is used.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import os
 from pathlib import Path
 from types import ModuleType
 
@@ -51,17 +49,6 @@ def find_weights(path: str | Path | None, option: str, what: str) -> Path:
     if not found.exists():
         raise UnigsError(f"expected {option}: {what}; got {found}, which does not exist")
     return found
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def locate_cache() -> Path:
-    """Our own cache directory: ``$UNIGS_CACHE``, else ``~/.cache/unigs``."""
-    return Path(os.environ.get("UNIGS_CACHE", "~/.cache/unigs")).expanduser()
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

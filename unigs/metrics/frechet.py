@@ -20,7 +20,8 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
-from unigs.metrics.extras import find_weights, hash_file, import_extra, to_uint8
+from unigs.files import hash_file
+from unigs.metrics.extras import find_weights, import_extra, to_uint8
 from unigs.records import UnigsError
 
 INCEPTION_NAME = "inception-2015-12-05.pt"

@@ -20,7 +20,8 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from unigs.metrics.extras import hash_file, to_uint8
+from unigs.files import hash_file
+from unigs.metrics.extras import to_uint8
 from unigs.records import UnigsError
 
 MASK2FORMER = "facebook/mask2former-swin-large-coco-panoptic"

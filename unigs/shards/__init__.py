@@ -7,7 +7,8 @@ sources, ``verify`` finds any damage, ``read`` fetches one sample by its place. 
 access, counts, and checksums on every read.
 """
 
-from unigs.shards.files import DiskFull, ShardError
+from unigs.files import DiskFull
+from unigs.shards.files import ShardError
 from unigs.shards.manifest import Manifest, read_manifest, read_manifests
 from unigs.shards.read import ShardReader
 from unigs.shards.samples import DamagedSample

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from unigs.files import hash_file
 from unigs.remote import Cache, RemoteError, is_remote, join_url
-from unigs.shards.files import ShardError, hash_file, parse_json, read_json
+from unigs.shards.files import ShardError, parse_json, read_json
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from unigs import __version__
-from unigs.shards.files import ShardError, read_json, write_bytes, write_json
+from unigs.files import write_bytes, write_json
+from unigs.shards.files import ShardError, read_json
 from unigs.shards.manifest import (
     FOLDERS_NAME,
     FORMAT,

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from unigs.files import hash_file
 from unigs.remote import is_remote
-from unigs.shards.files import ShardError, hash_file
+from unigs.shards.files import ShardError
 from unigs.shards.manifest import (
     FOLDERS_NAME,
     MANIFEST_NAME,

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from unigs.files import hash_file, new_file, write_json
 from unigs.records import Skips, TooManySkips, UnigsError
-from unigs.shards.files import ShardError, hash_file, new_file, read_json, write_json
+from unigs.shards.files import ShardError, read_json
 from unigs.shards.manifest import ROW, count_shards, name_folder, name_shard
 from unigs.shards.merge import RECEIPTS, SOURCE_NAME, merge_shards
 from unigs.shards.samples import BLOCK, encode_sample, end_archive
@@ -203,8 +204,6 @@ def fill_shard(source: Source, wanted: range, temp: Path) -> dict[str, Any]:
         end = end_archive(size)
         digest.update(end)
         size += file.write(end)
-        file.flush()
-        os.fsync(file.fileno())
     return {
         "samples": len(rows),
         "pictures": len(wanted),
