@@ -157,6 +157,9 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_thing(tmp_path, write):
 
 def _hold(folder: Path, event) -> None:
     with lock_folder(folder, "training"):
+        if os.fork() == 0:  # a loader worker, which outlives its trainer by seconds
+            time.sleep(5)
+            os._exit(0)
         event.set()
         time.sleep(60)
 

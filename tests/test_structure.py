@@ -17,7 +17,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py"))
 # Left to right, as drawn in the README; a module imports only from groups at or before its own.
 ORDER = [
     ["seeds", "records"],
-    ["files"],
+    ["files", "runs"],
     ["images"],
     ["annotations", "synthetic"],
     ["shards", "remote"],
@@ -32,7 +32,10 @@ ORDER = [
     ["pipeline"],
     ["metrics"],
     ["evaluation", "report"],
-    ["training", "callbacks", "autoencoder", "judge"],
+    ["checkpoints"],
+    ["callbacks"],
+    ["learner"],
+    ["training", "autoencoder", "judge"],
     ["export", "sample", "fit", "doctor"],
     ["cli", "__main__"],
 ]

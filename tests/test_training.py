@@ -12,7 +12,16 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from unigs.callbacks import EMA, Evaluation, Preemption, SampledValidation, Throughput, read_ema
+from unigs.callbacks import (
+    EMA,
+    PREEMPTED_EXIT_CODE,
+    Evaluation,
+    Preempted,
+    Preemption,
+    SampledValidation,
+    Throughput,
+    read_ema,
+)
 from unigs.data import UniGSData, stack_samples
 from unigs.diffusion.objective import balance_sizes
 from unigs.export import export_pipeline, load_checkpoint
@@ -304,7 +313,9 @@ def test_a_signal_saves_a_checkpoint_that_resumes_exactly(fitted, base, shards, 
     saver = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1000)
     guard = Preemption()
     trainer = make_trainer(tmp_path, callbacks=[Strike(), EMA(0.9), guard, saver])
-    trainer.fit(make_model(base), make_data(shards))
+    with pytest.raises(Preempted) as ended:
+        trainer.fit(make_model(base), make_data(shards))
+    assert ended.value.code == PREEMPTED_EXIT_CODE
     assert guard.preempted
     assert trainer.global_step == 2
     model = make_model(base)

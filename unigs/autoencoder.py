@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from diffusers import AutoencoderKL
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -18,6 +17,7 @@ from unigs.codec import encode_colormap
 from unigs.codec.palette import MAX_CELLS
 from unigs.diffusion.base import load_vae, vae_config
 from unigs.diffusion.encoders import to_signed
+from unigs.learner import Learner
 from unigs.records import Batch
 
 
@@ -28,7 +28,7 @@ def edge_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return down.abs().mean() + across.abs().mean()
 
 
-class Autoencoder(L.LightningModule):
+class Autoencoder(Learner):
     """Train the preset ``tiny`` of ``AutoencoderKL``.
 
     Args:

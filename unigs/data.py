@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -16,8 +17,9 @@ from torch.utils.data import DataLoader
 
 from unigs.plan import Plan
 from unigs.records import TASKS, Batch, TaskSample, UnigsError
+from unigs.runs import Rule
 from unigs.shards import Manifest, read_manifests
-from unigs.streams import Made, StreamDataset, StreamLoader
+from unigs.streams import LOADER_TIMEOUT_S, Made, StreamDataset, StreamLoader
 from unigs.tasks import TaskOptions, make_sample, speak_category
 
 JOINT_RATIOS = {"inpainting": 0.3, "synthesis": 0.3, "referring": 0.2, "entity": 0.2}
@@ -112,6 +114,34 @@ class UniGSData(L.LightningDataModule):
         self.train_split = train_split
         self.val_split = val_split
         self.seed = seed
+        self._stream: StreamLoader | None = None
+        self._position: dict[str, Any] | None = None
+
+    ON_RESUME: ClassVar[dict[str, Rule]] = {
+        "data.global_batch_size": "warned",
+        "data.steps_per_epoch": "warned",
+    }
+    """What a change of an option does on resume; what is not named makes another run."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the training stream depends on; a resumed run compares it, see ``runs``."""
+        manifests, plan = self.make_plan(self.train_split, self.task_ratios)
+        return {
+            "seed": self.seed,
+            "tasks": self.tasks,
+            "mixture": plan.describe(),
+            "manifests": [f"{name} {manifest.digest[:16]}" for name, manifest in manifests.items()],
+            "global_batch_size": self.global_batch_size,
+            "steps_per_epoch": self.steps_per_epoch,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of the training stream; empty before there is one."""
+        return self._stream.state_dict() if self._stream else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the training stream begin where ``state_dict`` was taken."""
+        self._position = state_dict or None
 
     def select_sources(self, split: str) -> tuple[dict[str, Manifest], dict]:
         """The manifests in use and the weights by manifest name.
@@ -139,16 +169,17 @@ class UniGSData(L.LightningDataModule):
             )
         return {name: found[name] for name in sorted(used)}, weights
 
+    def make_plan(
+        self, split: str, ratios: Mapping[str, float]
+    ) -> tuple[dict[str, Manifest], Plan]:
+        """The manifests in use and the order of their samples."""
+        manifests, weights = self.select_sources(split)
+        sizes = {name: manifest.sizes for name, manifest in manifests.items()}
+        return manifests, Plan(sizes, ratios, weights, self.seed, self.window_shards)
+
     def make_dataset(self, split: str, augment: bool, ratios: Mapping[str, float]) -> StreamDataset:
         """Index -> sample for one split; without ``augment`` by the rules of evaluation."""
-        manifests, weights = self.select_sources(split)
-        plan = Plan(
-            {name: manifest.sizes for name, manifest in manifests.items()},
-            ratios,
-            weights,
-            seed=self.seed,
-            window_shards=self.window_shards,
-        )
+        manifests, plan = self.make_plan(split, ratios)
         make = partial(
             make_sample,
             seed=self.seed,
@@ -159,10 +190,14 @@ class UniGSData(L.LightningDataModule):
         return StreamDataset(manifests, plan, make)
 
     def train_dataloader(self) -> StreamLoader:
-        """The exact, resumable stream of this rank."""
+        """The exact stream of this rank, from its start or where a checkpoint left it.
+
+        Raises:
+            StateMismatch: the checkpoint was saved with other shards, another seed or mixture.
+        """
         dataset = self.make_dataset(self.train_split, augment=True, ratios=self.task_ratios)
         pictures = sum(len(manifest) for manifest in dataset.manifests.values())
-        return StreamLoader(
+        self._stream = StreamLoader(
             dataset.manifests,
             dataset.plan,
             dataset.make_sample,
@@ -174,6 +209,10 @@ class UniGSData(L.LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+        if self._position:
+            self._stream.load_state_dict(self._position)
+            self._position = None
+        return self._stream
 
     def val_dataloader(self) -> DataLoader:
         """A fixed set, the same in every run: batches of one task, dealt to the ranks in turn."""
@@ -188,6 +227,7 @@ class UniGSData(L.LightningDataModule):
             batch_sampler=batches[rank::world],
             collate_fn=stack_made,
             num_workers=min(1, self.num_workers),
+            timeout=LOADER_TIMEOUT_S if self.num_workers else 0,
         )
 
     def test_dataloader(self) -> DataLoader:

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from unigs.callbacks import read_ema
+from unigs.checkpoints import read_checkpoint
 from unigs.data import JOINT_SOURCES, UniGSData
 from unigs.evaluation.judging import sheet_row
 from unigs.evaluation.predictors import run_batch
@@ -36,9 +37,7 @@ def load_checkpoint(path: str, ema: bool = True) -> UniGS:
     Raises:
         UnigsError: no such file, or weights of another model.
     """
-    if not Path(path).is_file():
-        raise UnigsError(f"expected a checkpoint file, found none at {path!r}")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(path)
     settings = checkpoint["hyper_parameters"].items()
     model = UniGS(**{k: v for k, v in settings if not k.startswith("_")})  # LightningCLI adds some
     model.on_load_checkpoint(checkpoint)

@@ -156,6 +156,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def lock_folder(folder: Path, work: str) -> Iterator[None]:
     """Be the only process of this work in a folder; the lock ends with its holder.
 
+    The lock is the process's own: children that outlive a killed holder do not inherit it.
+
     Args:
         folder: made if it is not there; the lock is the hidden file ``.lock`` in it.
         work: what is done there, for the message to others.
@@ -166,8 +168,8 @@ def lock_folder(folder: Path, work: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             file.seek(0)
             raise FolderBusy(
                 f"expected to be alone in {folder}, got {file.read().strip() or 'another process'} "

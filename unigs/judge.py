@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
@@ -25,6 +24,7 @@ from transformers import (
 from unigs.data import UniGSData, list_names
 from unigs.diffusion.encoders import to_signed
 from unigs.diffusion.objective import balance_sizes
+from unigs.learner import Learner
 from unigs.records import Batch, UnigsError
 from unigs.shards.manifest import Manifest
 from unigs.tasks import speak_category
@@ -127,7 +127,7 @@ def build_processor(side_px: int) -> SegformerImageProcessorPil:
     )
 
 
-class Judge(L.LightningModule):
+class Judge(Learner):
     """Train UperNet over a ResNet from random weights.
 
     Args:

@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,9 @@ MAX_ATTEMPTS = 16
 FREE_SKIPS = 32
 """Skips per rank that never stop a run, however short it is."""
 
+LOADER_TIMEOUT_S = 600.0
+"""A batch that loader processes do not deliver in this time ends the run, with words."""
+
 MakeSample = Callable[[Annotated, str, int], Any]
 
 
@@ -45,6 +49,10 @@ class StateMismatch(UnigsError):
 
 class SampleFailed(UnigsError):
     """A sample raised something that no bad input explains; the message names it."""
+
+
+class LoaderStuck(UnigsError):
+    """The loader processes deliver nothing."""
 
 
 class Made(NamedTuple):
@@ -151,6 +159,7 @@ class StreamLoader:
         prefetch: batches each worker prepares ahead.
         pin_memory: copy batches to page-locked memory, for a GPU.
         max_skip_fraction: stop if more than this share of this rank's samples had to be replaced.
+        timeout_s: stop if loader processes deliver no batch for so long, seconds.
 
     Attributes:
         skips: what this rank replaced, by reason.
@@ -170,6 +179,7 @@ class StreamLoader:
         prefetch: int = 2,
         pin_memory: bool = False,
         max_skip_fraction: float = 0.01,
+        timeout_s: float = LOADER_TIMEOUT_S,
     ) -> None:
         check_topology(global_batch_size, steps_per_epoch, rank, world_size)
         self.dataset = StreamDataset(manifests, plan, make_sample)
@@ -177,7 +187,7 @@ class StreamLoader:
         self.global_batch_size, self.steps_per_epoch = global_batch_size, steps_per_epoch
         self.rank, self.world_size = rank, world_size
         self.num_workers, self.prefetch, self.pin_memory = num_workers, prefetch, pin_memory
-        self.max_skip_fraction = max_skip_fraction
+        self.max_skip_fraction, self.timeout_s = max_skip_fraction, timeout_s
         self.skips = Skips()
         self._read = 0  # samples this rank was handed by this object
         self._next_index = 0
@@ -225,10 +235,17 @@ class StreamLoader:
         """The next batch, and the position after it."""
         if self._iterator is None:
             self._iterator = self._start()
+        started = time.monotonic()
         try:
             batch, count, skips = next(self._iterator)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, RuntimeError) and time.monotonic() - started > self.timeout_s:
+                raise LoaderStuck(
+                    f"expected a batch within {self.timeout_s:.0f} s, got none from "
+                    f"{self.num_workers} loader processes on rank {self.rank}; look for a stuck "
+                    "disk, or for too little shared memory (df -h /dev/shm; docker --shm-size=8g)"
+                ) from error
             raise
         self._next_index += self.global_batch_size
         self._tally(count, skips)
@@ -245,6 +262,7 @@ class StreamLoader:
             pin_memory=self.pin_memory,
             prefetch_factor=self.prefetch if self.num_workers else None,
             worker_init_fn=start_worker,
+            timeout=self.timeout_s if self.num_workers else 0,
             generator=torch.Generator(),  # else starting would draw from the model's own stream
         )
         return iter(loader)

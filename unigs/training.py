@@ -7,9 +7,8 @@ keyed by (seed, index), denoise both streams, weigh the two errors (Eq. 2).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import lightning as L
 import torch
 from diffusers.training_utils import cast_training_params
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -30,11 +29,13 @@ from unigs.diffusion.objective import (
     shift_timesteps,
     snr_weights,
 )
+from unigs.learner import Learner
 from unigs.pipeline import GivenStream, UniGSPipeline
 from unigs.records import TASKS, Batch, UnigsError
+from unigs.runs import Rule
 
 
-class UniGS(L.LightningModule):
+class UniGS(Learner):
     """The joint one-to-many model.
 
     Args:
@@ -72,6 +73,19 @@ class UniGS(L.LightningModule):
         towers_dtype: precision of the frozen VAE and text encoder.
         seed: with a sample's index it decides noise and timestep; linked to the data's.
     """
+
+    ON_RESUME: ClassVar[dict[str, Rule]] = {
+        **dict.fromkeys(("model.base", "model.revision", "model.towers_dtype"), "warned"),
+        **dict.fromkeys(("model.image_weight", "model.colormap_weight"), "warned"),
+        **dict.fromkeys(("model.min_snr_gamma", "model.snr_floor"), "warned"),
+        **dict.fromkeys(("model.mask_timestep_shift", "model.size_balance"), "warned"),
+        "model.given_weight": "warned",
+        **dict.fromkeys(("model.learning_rate", "model.warmup_steps"), "taken"),
+        **dict.fromkeys(("model.decay_steps", "model.weight_decay", "model.betas"), "taken"),
+        **dict.fromkeys(("model.given_stream", "model.sharpen"), "taken"),
+        **dict.fromkeys(("model.gradient_checkpointing", "model.compile"), "taken"),
+        "model.channels_last": "taken",
+    }
 
     def __init__(
         self,
@@ -200,7 +214,17 @@ class UniGS(L.LightningModule):
             return rise * 0.5 * (1 + float(torch.cos(torch.tensor(share * torch.pi))))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        (group,) = optimizer.param_groups
+        self._asked = {name: value for name, value in group.items() if name != "params"}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Rates, betas and weight decay are the config's, not those a checkpoint remembers."""
+        schedule: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        (group,), (share,) = schedule.optimizer.param_groups, schedule.lr_lambdas
+        rate = self._asked["initial_lr"]
+        schedule.base_lrs = [rate]
+        group.update(self._asked, lr=rate * share(schedule.last_epoch))
 
     def make_pipeline(self) -> UniGSPipeline:
         """A pipeline over the live components, without a copy."""

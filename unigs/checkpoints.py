@@ -1,0 +1,214 @@
+"""Checkpoint files: whole, checked, finite, and without code (torch below, trainer above).
+
+A checkpoint is torch's own zip archive, written beside its target, synced and renamed; every record
+of it carries a CRC-32, which is checked before a tensor is used. Weights are never saved if they
+are not finite. Nothing is unpickled but tensors and plain values, wherever a file comes from.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from unigs.files import new_file
+from unigs.records import UnigsError
+from unigs.runs import Rule, compare_options
+
+LAST = "last.ckpt"
+RUN = "unigs_run"
+"""Key of the run's options in a checkpoint."""
+
+_LFS = b"version https://git-lfs"
+_checked: set[tuple[str, int, int]] = set()  # files this process has checked: path, size, time
+
+
+class BadCheckpoint(UnigsError):
+    """A file that is no whole checkpoint of ours."""
+
+
+class NotFinite(UnigsError):
+    """A loss, a gradient or a weight that is NaN or infinite."""
+
+
+class CheckedIO(TorchCheckpointIO):
+    """Lightning's reader and writer of checkpoints, with the promises of this module."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint whole or not at all.
+
+        Raises:
+            NotFinite: a weight or its average is not finite; the older file stays.
+            DiskFull: no room; likewise.
+        """
+        check_finite(checkpoint)
+        if is_url(path):
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(target) as temp, open(temp, "wb") as file:
+            torch.save(checkpoint, file)
+        return None
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = "cpu",
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint; tensors and plain values only, whatever ``weights_only`` says.
+
+        Raises:
+            BadCheckpoint: see :func:`read_checkpoint`.
+        """
+        return read_checkpoint(path, map_location)
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether a checkpoint lies behind a URL."""
+    return "://" in str(path)
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """A checkpoint that was checked to the last byte.
+
+    Args:
+        path: a file that ``unigs fit`` wrote.
+        map_location: as ``torch.load`` takes it.
+
+    Raises:
+        BadCheckpoint: none there; a URL; cut, damaged, empty, a Git LFS pointer or another file.
+    """
+    if is_url(path):
+        raise BadCheckpoint(
+            f"expected a checkpoint file, got a URL, {path}: nothing is fetched and loaded in one "
+            "go; download it and pass the file"
+        )
+    file = Path(path)
+    if trouble := find_trouble(file):
+        others = [p.name for p in sorted(file.parent.glob("*.ckpt")) if p != file and p.is_file()]
+        beside = [name for name in others if not find_trouble(file.parent / name)]
+        hint = f"; whole ones beside it: {', '.join(beside)}" if beside else ""
+        raise BadCheckpoint(f"expected a whole checkpoint, got {trouble}, at {file}{hint}")
+    return _load(file, map_location)
+
+
+def _load(file: Path, map_location: Any, mmap: bool = False) -> dict[str, Any]:
+    try:
+        content = torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise BadCheckpoint(
+            f"expected tensors and plain values, got a pickle of other things, at {file} ({reason})"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadCheckpoint(f"expected a checkpoint, got {reason}, at {file}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise BadCheckpoint(f"expected a checkpoint of unigs fit, got another file, at {file}")
+    return content
+
+
+def find_trouble(file: Path) -> str:
+    """What is wrong with a file that should be a checkpoint, in words; empty if it is whole."""
+    try:
+        if file.is_dir():
+            return "a folder"
+        stat = file.stat()
+        if not stat.st_size:
+            return "an empty file"
+        key = str(file.resolve()), stat.st_size, stat.st_mtime_ns
+        if key in _checked:
+            return ""
+        with open(file, "rb") as head:
+            if head.read(len(_LFS)) == _LFS:
+                return "a Git LFS pointer instead of the file (git lfs pull)"
+        if not zipfile.is_zipfile(file):
+            return "a file that is cut, or no checkpoint"
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except FileNotFoundError:
+        return "nothing"
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+        return f"a damaged file ({error})"
+    if damaged:
+        return f"a damaged file (checksum of {damaged})"
+    _checked.add(key)
+    return ""
+
+
+def find_last(
+    folders: Iterable[Path], options: Mapping[str, Any], rules: Mapping[str, Rule]
+) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run.
+
+    Args:
+        folders: where its checkpoints lie.
+        options: of the run, see ``runs``.
+        rules: which of them make it this run.
+
+    Returns:
+        The file, or None if there is none; and what was passed over, with the reason.
+    """
+    files = {file.resolve(): file for folder in folders for file in folder.glob("*.ckpt")}
+    newest = sorted(files.values(), key=lambda file: (-_written_at(file), file.name != LAST))
+    skipped = []
+    for file in newest:
+        if trouble := find_trouble(file):
+            skipped.append(f"{file} ({trouble})")
+            continue
+        try:
+            saved = _load(file, "cpu", mmap=True).get(RUN, {})
+        except BadCheckpoint as error:
+            skipped.append(f"{file} ({error})")
+            continue
+        if changed := compare_options(saved, options, rules, "refused"):
+            skipped.append(f"{file} (another run: {'; '.join(changed)})")
+            continue
+        return file, skipped
+    return None, skipped
+
+
+def _written_at(file: Path) -> int:
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
+def check_finite(checkpoint: Mapping[str, Any]) -> None:
+    """Refuse weights, and their average, that are not finite.
+
+    Raises:
+        NotFinite: with the first such tensor's name.
+    """
+    callbacks = checkpoint.get("callbacks", {})
+    average = (callbacks.get("EMA") or {}).get("weights", {})
+    for kind, weights in (("weight", checkpoint["state_dict"]), ("averaged weight", average)):
+        if name := find_not_finite(weights):
+            raise NotFinite(
+                f"expected finite weights to save, got NaN or infinity in the {kind} {name}, at "
+                f"step {checkpoint.get('global_step')}; older checkpoints stay as they are"
+            )
+
+
+@torch.no_grad()
+def find_not_finite(weights: Mapping[str, Any]) -> str:
+    """Name of the first tensor that holds NaN or infinity; empty if none does.
+
+    One reduction over all, because most often there is none; only then the one is looked for.
+    """
+    bad: Callable[[torch.Tensor], torch.Tensor] = lambda w: ~torch.isfinite(w.sum())
+    floats = {
+        name: w
+        for name, w in weights.items()
+        if isinstance(w, torch.Tensor) and w.is_floating_point() and w.numel()
+    }
+    suspects = [bad(w.float() if w.dtype == torch.float16 else w) for w in floats.values()]
+    if not suspects or not bool(torch.stack(suspects).any()):
+        return ""
+    return next((name for name, w in floats.items() if not torch.isfinite(w).all()), "")
