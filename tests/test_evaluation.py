@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from copy import deepcopy
 
 import lightning as L
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from unigs.data import UniGSData
 from unigs.evaluation.baselines import keep_named, load_inpainting, load_mask2former, split_names
+from unigs.evaluation.fingerprint import fingerprint
 from unigs.evaluation.judging import Judges, number_alike
 from unigs.evaluation.predictors import (
     EmptyFloor,
@@ -25,7 +27,7 @@ from unigs.evaluation.predictors import (
 )
 from unigs.evaluation.protocol import InputLoader, digest_item
 from unigs.evaluation.results import split_groups
-from unigs.evaluation.run import evaluate, fingerprint
+from unigs.evaluation.run import evaluate, evaluate_models
 from unigs.metrics.average_precision import EntityAP
 from unigs.metrics.segmentation import EntityQuality, ReferringQuality
 from unigs.metrics.segmenter import load_segmenter
@@ -243,6 +245,57 @@ def test_results_of_other_weights_are_never_mixed(data, tmp_path, pipeline):
     other = PipelinePredictor(flagged, "ours", **options)  # the same weights, told nothing
     with pytest.raises(UnigsError, match="expected results of"):
         evaluate(other, data, tmp_path, samples_per_task=1)
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "tokenizer", "scheduler", "palette"])
+def test_results_of_another_part_are_refused_and_it_is_named(data, tmp_path, pipeline, part):
+    options = {"steps": 1, "guidance": 1.0}
+    evaluate(PipelinePredictor(pipeline, "ours", **options), data, tmp_path, samples_per_task=1)
+    parts, settings = dict(pipeline.components), {"palette_cells": 5}
+    if part == "palette":
+        settings = {"palette_cells": 4}
+    elif part == "scheduler":
+        parts[part] = type(parts[part]).from_config(parts[part].config, beta_end=0.02)
+    else:
+        parts[part] = deepcopy(parts[part])
+    if part == "tokenizer":
+        parts[part].model_max_length = 20
+    elif part in ("vae", "text_encoder"):
+        with torch.no_grad():
+            next(parts[part].parameters()).flatten()[0] += 0.01
+    other = PipelinePredictor(UniGSPipeline(**parts, **settings), "ours", **options)
+    named = "pipeline.config" if part == "palette" else f"pipeline.{part}"
+    with pytest.raises(UnigsError, match=f"expected results of.*parts.{named}"):
+        evaluate(other, data, tmp_path, samples_per_task=1)
+
+
+def test_results_of_another_oracle_are_refused(data, tmp_path, pipeline):
+    evaluate(Oracle(PALETTE, pipeline.towers), data, tmp_path, samples_per_task=1)
+    towers = deepcopy(pipeline.towers)
+    with torch.no_grad():
+        next(towers.vae.parameters()).flatten()[0] += 0.01
+    with pytest.raises(UnigsError, match=r"parts.towers.vae"):
+        evaluate(Oracle(PALETTE, towers), data, tmp_path, samples_per_task=1)
+    with pytest.raises(UnigsError, match=r"parts.palette.cells: 3 \(saved 5\)"):
+        evaluate(Oracle({"cells": 3}, pipeline.towers), data, tmp_path, samples_per_task=1)
+
+
+@pytest.mark.parametrize(
+    "models", [["a/pipeline", "b/../a"], ["oracle", "floor-empty", "oracle"], ["x/m", "y/m"]]
+)
+def test_two_models_of_one_name_are_refused_before_any_is_read(tmp_path, models):
+    with pytest.raises(UnigsError, match="different names"):
+        evaluate_models(models, [str(tmp_path / "nowhere")], str(tmp_path))
+
+
+@pytest.mark.parametrize("row", [b'{"index": 3, "ta', b"[]", b"null", b"{}", b"[" * 100_000])
+def test_a_damaged_row_names_its_file_and_line(data, tmp_path, row):
+    evaluate(EmptyFloor(), data, tmp_path, samples_per_task=1)
+    path = tmp_path / "rows-00000.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], row, *lines[2:]]) + b"\n")
+    with pytest.raises(UnigsError, match=r"rows-00000.jsonl, line 2"):
+        evaluate(EmptyFloor(), data, tmp_path, samples_per_task=1)
 
 
 def test_the_pipeline_is_asked_for_each_task_by_its_own_conditions(data, pipeline):

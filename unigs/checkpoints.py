@@ -11,7 +11,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -36,6 +36,24 @@ class NotFinite(UnigsError):
     """A loss, a gradient or a weight that is NaN or infinite."""
 
 
+class _Writer:
+    """A file that remembers why it could not be written; torch says something else."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
 class CheckedIO(TorchCheckpointIO):
     """Lightning's reader and writer of checkpoints, with the promises of this module."""
 
@@ -54,7 +72,13 @@ class CheckedIO(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with new_file(target) as temp, open(temp, "wb") as file:
-            torch.save(checkpoint, file)
+            writer = _Writer(file)
+            try:
+                torch.save(checkpoint, writer)  # type: ignore[arg-type]
+            except RuntimeError:
+                if writer.error:
+                    raise writer.error from None
+                raise
         return None
 
     def load_checkpoint(

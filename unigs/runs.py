@@ -62,7 +62,9 @@ def compare_options(
     return [
         f"{name} {now[name]!r} (saved with {saved[name]!r})"
         for name in sorted(saved.keys() & now.keys())
-        if saved[name] != now[name] and find_rule(name, rules) == rule
+        if saved[name] != now[name]
+        and repr(saved[name]) != repr(now[name])  # NaN is not itself
+        and find_rule(name, rules) == rule
     ]
 
 

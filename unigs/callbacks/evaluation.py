@@ -16,7 +16,8 @@ class Evaluation(Callback):
     """The paper's tables in Lightning's test loop: ``unigs test --config ... --ckpt_path ...``.
 
     Args:
-        out: folder of the results; an interrupted evaluation continues there.
+        out: folder of the results; an interrupted evaluation continues there. None: the folder
+            ``evaluation`` beside the run's checkpoints.
         name: what the model is called in the tables.
         samples_per_task: pictures of each task (paper: 1000).
         steps: sampling steps (paper: 200).
@@ -30,7 +31,7 @@ class Evaluation(Callback):
 
     def __init__(
         self,
-        out: str,
+        out: str | None = None,
         name: str = "unigs",
         samples_per_task: int = 1000,
         steps: int = 200,
@@ -50,7 +51,8 @@ class Evaluation(Callback):
         predictor = PipelinePredictor(
             pl_module.make_pipeline(), self.name, seed=trainer.datamodule.seed, **self.options
         )
-        folder = Path(self.out) / self.name
+        out = Path(self.out or Path(trainer.log_dir or trainer.default_root_dir) / "evaluation")
+        folder = out / self.name
         evaluate(
             predictor,
             trainer.datamodule,
@@ -63,4 +65,4 @@ class Evaluation(Callback):
             barrier=trainer.strategy.barrier,
         )
         if trainer.is_global_zero:
-            print(write_report(Path(self.out), [folder]))
+            print(write_report(out, [folder]))

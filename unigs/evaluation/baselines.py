@@ -40,6 +40,7 @@ class InpaintingBaseline:
         self, pipeline: Any, steps: int = 50, guidance: float = 7.5, seed: int = 0
     ) -> None:
         self.pipeline, self.steps, self.guidance, self.seed = pipeline, steps, guidance, seed
+        self.options = {"steps": steps, "guidance": guidance, "seed": seed}
         pipeline.set_progress_bar_config(disable=True)
 
     def __call__(self, batch: Batch) -> Prediction:

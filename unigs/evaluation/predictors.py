@@ -25,6 +25,7 @@ class Predictor(Protocol):
     Attributes:
         name: for tables and folders.
         tasks: those it can do.
+        options: settings that its predictions depend on, if it has any; see ``fingerprint``.
     """
 
     @property
@@ -142,6 +143,7 @@ class RandomFloor:
 
     def __init__(self, seed: int = 0, masks: int = 6) -> None:
         self.seed, self.masks = seed, masks
+        self.options = {"seed": seed, "masks": masks}
 
     def __call__(self, batch: Batch) -> Prediction:
         size = batch.labels.shape[-2:]

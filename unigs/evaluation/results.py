@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from unigs.evaluation.fingerprint import list_differences
 from unigs.evaluation.judging import TALLIES
+from unigs.files import write_text
 from unigs.metrics.average_precision import summarise_detections
 from unigs.metrics.frechet import (
     Statistics,
@@ -76,10 +78,11 @@ class ResultStore:
         whole, _, cut = path.read_bytes().rpartition(b"\n")
         if cut and path == self.path:
             os.truncate(path, len(whole) + 1 if whole else 0)
-        lines = [json.loads(line) for line in whole.splitlines()]
+        lines = [parse_row(line, path, k) for k, line in enumerate(whole.splitlines(), 1)]
         if lines and lines[0].get("header") != self.header:
+            other = "; ".join(list_differences(lines[0].get("header"), self.header))
             raise UnigsError(
-                f"expected results of {self.header}; got {lines[0].get('header')}; in {path} "
+                f"expected results of the same model and inputs, got others: {other}; in {path} "
                 "(give another --out, or remove the folder)"
             )
         if not lines and path == self.path:
@@ -102,7 +105,7 @@ class ResultStore:
         self.rows.update({row["index"]: row for row in rows})
 
     def _append(self, rows: Iterable[dict[str, Any]]) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
     def read_all(self) -> list[dict[str, Any]]:
@@ -115,6 +118,24 @@ class ResultStore:
         paths = [self.folder / "features" / f"{row['index']:07d}.npy" for row in rows]
         found = [np.load(path, allow_pickle=False) for path in paths if path.exists()]
         return np.array([sides[side] for sides in found if len(sides) > side])
+
+
+def parse_row(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """One row of results.
+
+    Raises:
+        UnigsError: it is damaged.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        row = error
+    if not isinstance(row, dict) or not ("header" in row or {"index", "task", "key"} <= row.keys()):
+        raise UnigsError(
+            f"expected a row of results, got {str(row)[:80]!r}, in {path}, line {number}; remove "
+            "the line, and its picture is scored again"
+        )
+    return row
 
 
 def split_groups(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -248,7 +269,7 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
     table.writerows(list_columns(row) for row in rows)
-    path.write_text(text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def _sum_up(kind: Any, tallies: Sequence[Sequence[float]]) -> dict[str, float]:

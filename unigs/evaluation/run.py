@@ -6,20 +6,18 @@ the command line over it. Interrupted, both continue where they stopped.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from unigs.codec.palette import MAX_CELLS
 from unigs.data import JOINT_SOURCES, UniGSData
+from unigs.evaluation.fingerprint import describe_predictor
 from unigs.evaluation.judging import Judges, draw_strip, judge_batch, take_features
 from unigs.evaluation.predictors import (
     EmptyFloor,
@@ -44,7 +42,7 @@ from unigs.evaluation.results import (
     summarise_results,
     write_csv,
 )
-from unigs.files import hash_file, locate_cache
+from unigs.files import hash_file, locate_cache, write_json
 from unigs.metrics.clip_score import load_clip
 from unigs.metrics.frechet import load_inception, locate_statistics
 from unigs.metrics.segmenter import load_segmenter
@@ -130,17 +128,15 @@ def evaluate(
     }
     write_csv(store.folder / "pictures.csv", rows)
     write_protocol(store.folder / PROTOCOL, header, rows)
-    (store.folder / RESULTS).write_text(json.dumps(_drop_nan(results), indent=1) + "\n")
+    write_json(store.folder / RESULTS, _drop_nan(results))
     return results
 
 
 def describe_run(predictor: Predictor, judges: Judges, header: dict[str, Any]) -> dict[str, Any]:
     """What a row of results depends on, as JSON."""
-    network = getattr(predictor, "pipeline", None)
-    unet = getattr(network, "unet", None)
     return {
         "model": predictor.name,
-        "weights": fingerprint(unet) if isinstance(unet, nn.Module) else "",
+        "parts": describe_predictor(predictor),
         "settings": {k: str(v) for k, v in getattr(predictor, "options", {}).items()},
         "inputs": digest_header(header),
         "judges": {
@@ -149,17 +145,6 @@ def describe_run(predictor: Predictor, judges: Judges, header: dict[str, Any]) -
             "synthesis_miou": judges.segmenter.name if judges.segmenter else "",
         },
     }
-
-
-@torch.no_grad()
-def fingerprint(module: nn.Module) -> str:
-    """A short digest that changes with the weights; sums only, so cheap on any device."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        flat = value.double().flatten()
-        ramp = torch.arange(1, len(flat) + 1, device=flat.device, dtype=torch.float64)
-        digest.update(f"{name} {float((flat * ramp).sum()):.9e}".encode())
-    return digest.hexdigest()[:16]
 
 
 def time_prediction(predictor: Predictor, batch: Batch) -> tuple[Prediction, float]:
@@ -269,6 +254,7 @@ def evaluate_models(
         val_split=split,
         seed=seed,
     )
+    check_names(models)
     describe_inputs(data, samples_per_task)  # an empty set is told before weights are read
     judges = load_judges(
         inception_weights,
@@ -294,6 +280,31 @@ def evaluate_models(
     print(write_report(Path(out), folders))
 
 
+def name_model(model: str) -> str:
+    """What a model of the command line is called in tables and folders."""
+    kind, equals, _ = model.partition("=")
+    if equals or kind in ("oracle", "floor-empty", "floor-random"):
+        return kind
+    folder = Path(model).resolve()
+    return folder.parent.name if folder.name == "pipeline" else folder.name
+
+
+def check_names(models: Sequence[str]) -> None:
+    """Refuse two models of one name, before the first is scored.
+
+    Raises:
+        UnigsError: with both.
+    """
+    names = [name_model(model) for model in models]
+    for name in names:
+        if names.count(name) > 1:
+            twins = [model for model in models if name_model(model) == name]
+            raise UnigsError(
+                f"expected models of different names, got {' and '.join(twins)}, both called "
+                f"{name!r}, in --models; rename a folder, or evaluate them into different --out"
+            )
+
+
 def load_predictor(model: str, device: str, offline: bool, options: dict[str, Any]) -> Predictor:
     """A predictor by its name on the command line; see :func:`evaluate_models`."""
     from unigs.evaluation.baselines import load_inpainting, load_mask2former
@@ -315,9 +326,7 @@ def load_predictor(model: str, device: str, offline: bool, options: dict[str, An
     pipeline = UniGSPipeline.load(source if kind == "oracle-vae" else model).to(device)
     if kind == "oracle-vae":
         return Oracle(pipeline.palette_options, pipeline.towers)
-    folder = Path(model).resolve()
-    name = folder.parent.name if folder.name == "pipeline" else folder.name
-    return PipelinePredictor(pipeline, name, **options)
+    return PipelinePredictor(pipeline, name_model(model), **options)
 
 
 def load_judges(
