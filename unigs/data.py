@@ -215,13 +215,17 @@ class UniGSData(L.LightningDataModule):
         return self._stream
 
     def val_dataloader(self) -> DataLoader:
-        """A fixed set, the same in every run: batches of one task, dealt to the ranks in turn."""
+        """A fixed set, the same in every run: batches of one task, dealt to the ranks in turn.
+
+        Raises:
+            UnigsError: fewer samples than ranks.
+        """
         ratios = {task: 1.0 for task, ratio in self.task_ratios.items() if ratio}
         dataset = self.make_dataset(self.val_split, augment=False, ratios=ratios)
-        batches = self.list_val_batches(dataset.plan)
         rank, world = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
+        batches = self.list_val_batches(dataset.plan, world)
         return DataLoader(
             dataset,
             batch_sampler=batches[rank::world],
@@ -234,13 +238,24 @@ class UniGSData(L.LightningDataModule):
         """One empty batch: ``callbacks.Evaluation`` reads its own fixed inputs."""
         return DataLoader([0])  # type: ignore[arg-type]
 
-    def list_val_batches(self, plan: Plan) -> list[list[int]]:
-        """Indices of the validation set, batch by batch, one task each."""
+    def list_val_batches(self, plan: Plan, ranks: int = 1) -> list[list[int]]:
+        """Indices of the validation set, batch by batch, one task each; at least one a rank."""
         total = self.val_samples_per_task * len(plan.tasks)
         by_task: dict[str, list[int]] = {task: [] for task in plan.tasks}
         for index in range(total):
             by_task[plan.draw(index).task].append(index)
-        size = self.val_batch_size
-        return [
-            group[i : i + size] for group in by_task.values() for i in range(0, len(group), size)
-        ]
+        if total and total < ranks:
+            raise UnigsError(
+                f"expected a validation sample for each of {ranks} ranks, got {total}; raise "
+                "data.val_samples_per_task"
+            )
+        batches: list[list[int]] = []
+        for size in range(self.val_batch_size, 0, -1):  # smaller ones where ranks would go without
+            batches = [
+                group[i : i + size]
+                for group in by_task.values()
+                for i in range(0, len(group), size)
+            ]
+            if len(batches) >= ranks:
+                break
+        return batches

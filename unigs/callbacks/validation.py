@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
 from lightning.pytorch.callbacks import Callback
 
 from unigs.evaluation.judging import sheet_row
@@ -10,6 +13,13 @@ from unigs.metrics.segmentation import EntityQuality
 from unigs.pictures import SHEET_TITLES, draw_sheet
 from unigs.pipeline import Solver
 from unigs.records import TASKS, Batch
+
+
+def compute_together(quality: EntityQuality) -> dict[str, float]:
+    """Figures over all ranks; every rank must call this, also for what it saw nothing of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a metric without an update
+        return {name: float(value) for name, value in quality.compute().items()}
 
 
 class SampledValidation(Callback):
@@ -47,10 +57,9 @@ class SampledValidation(Callback):
 
     def on_validation_epoch_end(self, trainer, pl_module) -> None:
         for task in TASKS:
-            quality = self._quality[task]
-            if quality.update_called:
-                for name, value in quality.compute().items():
-                    pl_module.log(f"val/{task}/{name}", float(value), rank_zero_only=True)
+            for name, value in compute_together(self._quality[task]).items():
+                if not math.isnan(value):
+                    pl_module.log(f"val/{task}/{name}", value, rank_zero_only=True)
             if self._rows[task] and trainer.is_global_zero:
                 sheet = draw_sheet(SHEET_TITLES, self._rows[task])
                 for logger in trainer.loggers:
