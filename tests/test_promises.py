@@ -289,6 +289,29 @@ def test_a_loader_that_does_not_deliver_ends_the_run_with_words_and_what_it_had(
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] > 0
 
 
+def test_loaders_that_are_made_anew_go_on_and_a_new_fit_begins_anew(shards, tmp_path):
+    data = make_data(shards)
+    whole, final = fit(shards, tmp_path / "whole")
+    seen, again = fit(shards, tmp_path / "reloaded", data=data, reload_dataloaders_every_n_epochs=1)
+    assert seen == whole
+    assert not find_difference(again, final)
+    seen, _ = fit(shards, tmp_path / "new", data=data)
+    assert seen == whole
+
+
+def test_weights_alone_are_no_checkpoint_to_resume_from(shards, tmp_path):
+    saver = {"save_weights_only": True, "every_n_train_steps": 4, "filename": "{step}"}
+    trainer = make_trainer(tmp_path, saver=saver, max_steps=4)
+    trainer.fit(Tiny(), make_data(shards))
+    with pytest.raises(UnigsError, match="weights alone"):
+        fit(shards, tmp_path / "again", resume=tmp_path / "step=4.ckpt")
+    (tmp_path / "last.ckpt").unlink()
+    options = describe_run(trainer, Tiny(), make_data(shards))
+    found, skipped = find_last([tmp_path], *options)
+    assert found is None
+    assert "weights alone" in skipped[0]
+
+
 @pytest.mark.parametrize("ending", [{"max_epochs": 3}, {"max_steps": 13}], ids=str)
 def test_the_end_of_a_run_is_saved(shards, tmp_path, ending):
     seen, final = fit(shards, tmp_path, saver={"every_n_train_steps": 4}, **ending)
@@ -376,6 +399,13 @@ def test_a_folder_of_another_run_is_refused_before_anything_is_written(shards, t
     with pytest.raises(OtherRun, match=r"data\.mixture"):
         fit(shards, tmp_path, data=make_data(shards, task_ratios={"entity": 1.0}))
     assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_a_damaged_record_is_told(shards, tmp_path):
+    fit(shards, tmp_path, max_epochs=1)
+    (tmp_path / "run.json").write_text("[")
+    with pytest.raises(UnigsError, match=r"run\.json"):
+        fit(shards, tmp_path)
 
 
 def _train_slowly(shards, folder, event) -> None:

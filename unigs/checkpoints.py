@@ -189,9 +189,13 @@ def find_last(
             skipped.append(f"{file} ({trouble})")
             continue
         try:
-            saved = _load(file, "cpu", mmap=True).get(RUN, {})
+            content = _load(file, "cpu", mmap=True)
         except BadCheckpoint as error:
             skipped.append(f"{file} ({error})")
+            continue
+        saved = content.get(RUN, {})
+        if "optimizer_states" not in content:
+            skipped.append(f"{file} (weights alone)")
             continue
         if changed := compare_options(saved, options, rules, "refused"):
             skipped.append(f"{file} (another run: {'; '.join(changed)})")

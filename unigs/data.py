@@ -135,6 +135,10 @@ class UniGSData(L.LightningDataModule):
             "steps_per_epoch": self.steps_per_epoch,
         }
 
+    def setup(self, stage: str) -> None:
+        """A new fit begins a new stream, unless a checkpoint says where to go on."""
+        self._stream = self._position = None
+
     def state_dict(self) -> dict[str, Any]:
         """The position of the training stream; empty before there is one."""
         return self._stream.state_dict() if self._stream else {}
@@ -190,13 +194,18 @@ class UniGSData(L.LightningDataModule):
         return StreamDataset(manifests, plan, make)
 
     def train_dataloader(self) -> StreamLoader:
-        """The exact stream of this rank, from its start or where a checkpoint left it.
+        """The exact stream of this rank, from its start or where it was left.
+
+        It was left by a checkpoint, or by an earlier loader of the same fit (Lightning's
+        ``reload_dataloaders_every_n_epochs``).
 
         Raises:
             StateMismatch: the checkpoint was saved with other shards, another seed or mixture.
         """
         dataset = self.make_dataset(self.train_split, augment=True, ratios=self.task_ratios)
         pictures = sum(len(manifest) for manifest in dataset.manifests.values())
+        if self._position is None and self.trainer is not None:
+            self._position = self.state_dict() or None
         self._stream = StreamLoader(
             dataset.manifests,
             dataset.plan,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -29,6 +30,24 @@ def list_savers(trainer: L.Trainer) -> list[ModelCheckpoint]:
 def list_folders(trainer: L.Trainer) -> list[Path]:
     """Where the trainer's checkpoints lie, the folder of ``last.ckpt`` first."""
     return [Path(str(saver.dirpath)) for saver in list_savers(trainer) if saver.dirpath]
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The options of the run whose folder this is.
+
+    Raises:
+        UnigsError: the file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        content = error
+    if not isinstance(content, dict):
+        raise UnigsError(
+            f"expected the options of a run, got {str(content)[:80]!r}, at {path}; remove it if "
+            "the checkpoints beside it are this run's"
+        )
+    return content
 
 
 class KeepRun(Callback):
@@ -60,8 +79,7 @@ class KeepRun(Callback):
         record = folders[0] / RUN_NAME
         held = sorted(folders[0].glob("*.ckpt"))
         if held and record.is_file():
-            where = f"the folder {folders[0]}"
-            refuse_other_run(json.loads(record.read_text("utf-8")), options, rules, where)
+            refuse_other_run(read_record(record), options, rules, f"the folder {folders[0]}")
         if held and not trainer.ckpt_path:
             rank_zero_warn(
                 f"{folders[0]} holds checkpoints of this run, and it begins anew over them; "

@@ -17,7 +17,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
-from unigs.checkpoints import RUN, CheckedIO
+from unigs.checkpoints import RUN, BadCheckpoint, CheckedIO
 from unigs.records import UnigsError
 from unigs.runs import Rule, compare_options, flatten_options, refuse_other_run
 
@@ -74,6 +74,19 @@ class ExactResume(Callback):
         self._forget()
         if stage == "fit":
             self._options, self._rules = describe_run(trainer, pl_module, trainer.datamodule)
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        """Refuse weights alone before Lightning looks for their optimiser.
+
+        Raises:
+            BadCheckpoint: that is all the checkpoint holds.
+        """
+        loaded = trainer._checkpoint_connector._loaded_checkpoint
+        if loaded and "optimizer_states" not in loaded:
+            raise BadCheckpoint(
+                "expected a checkpoint to resume from, got weights alone (save_weights_only); "
+                "export them and pass --model.base FOLDER to begin a run from them"
+            )
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         """Refuse or tell options that differ from the saved ones; see ``runs``."""
