@@ -62,6 +62,7 @@ class UnreadableImage(UnigsError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"expected a readable picture, came: {reason} ({detail})")
         self.reason = reason
+        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +213,10 @@ def decode_image(data: bytes) -> np.ndarray:
         return np.array(picture)
     pixels = np.empty((picture.height, picture.width, 3), np.uint8)
     for rows in split_rows(picture.height, picture.width):
-        pixels[rows] = picture.crop((0, rows.start, picture.width, rows.stop))  # no second copy
+        strip = picture.crop(
+            (0, rows.start, picture.width, rows.stop)
+        )  # or two copies would be there
+        pixels[rows] = np.asarray(strip)
     return pixels
 
 
