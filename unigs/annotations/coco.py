@@ -240,7 +240,7 @@ def make_tag(
     try:
         category_id, is_crowd = read_row(annotation, ENTITY)
     except BadRow as error:
-        raise BadMask(f"entity with a {error.field} of another form") from None
+        raise BadMask(f"entity with {error.field} of another form") from None
     category = categories.get(str(category_id))
     if category is None:
         raise BadMask("entity of a category not listed")
@@ -291,13 +291,13 @@ def paint_segments(
     if len(tags) > base.MAX_ENTITIES:
         raise Unusable("more entities than 16 bits can number", where)
     painted = np.empty((png.height, png.width), np.uint16)
-    listed, found = np.asarray([0, *tags], np.uint32), False
-    strangers = np.zeros(SEGMENT_IDS, bool)  # costs nothing until the first
+    listed, strangers = np.asarray([0, *tags], np.uint32), None
     for rows in pictures.split_rows(png.height, png.width):
         painted[rows], unknown = number_ids(read_ids(png, rows), listed)
-        strangers[unknown] = True
-        found = found or len(unknown) > 0
-    if found:
+        if len(unknown):  # few have them, and the table takes as long as the rest
+            strangers = np.zeros(SEGMENT_IDS, bool) if strangers is None else strangers
+            strangers[unknown] = True
+    if strangers is not None:
         place = f"{where}, id {strangers.argmax()}"
         count = int(np.count_nonzero(strangers))
         skips.add("segment in the PNG that the JSON does not list", place, count)

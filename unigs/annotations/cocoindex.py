@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unigs.annotations.base import Category, make_unique_keys
-from unigs.annotations.jsonindex import Element, Spans, iterate_elements
+from unigs.annotations.jsonindex import Element, Spans, UnreadableValue, iterate_elements
 from unigs.annotations.rows import (
     CATEGORY,
     ENTITY,
@@ -82,6 +82,9 @@ class _Rows:
             UnigsError: it lacks what every row of its kind has.
         """
         section, row, offset, length = element
+        if isinstance(row, UnreadableValue):
+            self.skips.add(f"row of {section} {row.reason}", f"byte {offset} of {self.path}")
+            return
         try:
             if section == "annotations":
                 self.add_annotation(row, offset, length)

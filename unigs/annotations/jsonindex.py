@@ -30,6 +30,8 @@ MAX_BRACKETS = 1 << 21
 LARGE_FILE_BYTES = 1 << 26
 LONGEST_TOKEN = 16  # of one letter more than -Infinity, or an escape
 _BLANKS = re.compile(r"[ \t\r\n]*")
+_PLAIN = re.compile(r'[^"\[\]{},]*')
+_LETTERS = re.compile(r'(?:[^"\\]|\\.)*+', re.DOTALL)
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -40,6 +42,12 @@ class Element(NamedTuple):
     value: Any
     offset: int
     length: int
+
+
+class UnreadableValue(NamedTuple):
+    """Stands for a value that was passed over unread; ``reason`` is what it is counted under."""
+
+    reason: str
 
 
 class _Window:
@@ -92,15 +100,39 @@ class _Window:
                     self.check_letters(error.pos)
                     raise self.error("a JSON value", error.msg) from error
                 continue
-            except RecursionError:
-                raise self.error("a JSON value", "lists in lists without end") from None
-            except ValueError as error:  # more digits than Python reads
-                raise self.error("a JSON value", str(error)) from None
+            except (RecursionError, ValueError) as error:
+                deep = isinstance(error, RecursionError)
+                self.skip_value()
+                return UnreadableValue("nested too deeply" if deep else "with a number too long")
             length = end - self.at
             if end + 2 >= len(self.text) and self.grow():  # a number may go on: 1|.5, 1e+|5
                 continue
             self.at += length
             return value
+
+    def skip_value(self) -> None:
+        """Consume the next value by its brackets alone, in bounded memory and without depth."""
+        depth = 0
+        while letter := self.peek():
+            if letter == '"':
+                self.at += 1
+                self.skip_string()
+            elif letter in ",]}" and depth == 0:
+                return
+            else:
+                self.at += 1
+                depth += (letter in "[{") - (letter in "]}")
+            self.at = _PLAIN.match(self.text, self.at).end()  # type: ignore[union-attr]
+
+    def skip_string(self) -> None:
+        """Consume the rest of a string."""
+        while True:
+            self.at = _LETTERS.match(self.text, self.at).end()  # type: ignore[union-attr]
+            if self.text[self.at : self.at + 1] == '"':
+                self.at += 1
+                return
+            if not self.grow():
+                raise self.error("a JSON value", "a string without an end")
 
     def is_cut(self, error: json.JSONDecodeError) -> bool:
         """Whether the window ends in the value, and not the value in a mistake."""
@@ -215,6 +247,11 @@ def _iterate_array(window: _Window, section: str) -> Iterator[Element]:
         start = window.base + window.at
         value = window.value()
         length = window.base + window.at - start
+        if isinstance(value, UnreadableValue):
+            yield Element(section, value, start, length)
+            if window.expect(",]") == "]":
+                return
+            continue
         text = window.text[window.at - length : window.at]
         if not text.isascii():
             value = None  # or both would be in memory

@@ -42,7 +42,7 @@ def mask_size(segmentation: Any) -> tuple[int, int] | None:
     size = segmentation.get("size") if isinstance(segmentation, dict) else None
     if not isinstance(size, list) or len(size) != 2:
         return None
-    height, width = (to_size(value) for value in size)
+    height, width = to_size(size[0]), to_size(size[1])
     return (width, height) if width and height else None
 
 
@@ -87,7 +87,7 @@ def bounding_box(runs: RunLengths) -> tuple[int, int, int, int]:
     return left, top, left + width, top + height
 
 
-def drop_thin_polygons(polygons: Any) -> list[Sequence[float]]:
+def drop_thin_polygons(polygons: Any) -> list[Any]:
     """The polygons of at least three points; pycocotools takes four numbers for a box and fails."""
     return [p for p in polygons if len(p) >= MIN_POLYGON_NUMBERS and len(p) % 2 == 0]
 
@@ -99,23 +99,30 @@ def _encode_polygons(polygons: Any, width: int, height: int) -> RunLengths:
     if not usable:
         raise BadMask("entity with polygons of fewer than three points")
     arrays = [np.asarray(p, np.float64) for p in usable]
-    _check_coordinates(np.concatenate(arrays), width, height)
-    arrays = [fit_polygon(p, width, height) for p in arrays]
-    if sum(measure_outline(p) for p in arrays) > MAX_OUTLINE_PX:
+    values = np.concatenate(arrays)
+    least, most = _check_coordinates(values, width, height)
+    if least < -min(width, height) or most > 2 * min(width, height):
+        arrays = [fit_polygon(p, width, height) for p in arrays]
+        usable = [p for p in arrays if len(p) >= MIN_POLYGON_NUMBERS]
+    longest_px = 3 * max(width, height)  # of one edge
+    if values.size // 2 * longest_px > MAX_OUTLINE_PX and _measure(arrays) > MAX_OUTLINE_PX:
         raise BadMask("entity with polygons longer than any outline")
-    inside = [p for p in arrays if len(p) >= MIN_POLYGON_NUMBERS]
-    if not inside:
+    if not usable:
         raise BadMask("entity with an empty mask")
-    return coco_mask.merge(coco_mask.frPyObjects(inside, height, width))
+    return coco_mask.merge(coco_mask.frPyObjects(usable, height, width))
 
 
-def _check_coordinates(values: np.ndarray, width: int, height: int) -> None:
-    if values.ndim != 1 or not (np.abs(values) <= MAX_COORDINATE).all():  # false for NaN too
-        raise ValueError("coordinates that are no numbers, or of no picture")
-    whole = (values == np.round(values)).all()  # the first pixel is an entity, a part of it is none
+def _check_coordinates(values: np.ndarray, width: int, height: int) -> tuple[float, float]:
+    """The least and the most of all coordinates, if they can be pixels."""
+    if values.ndim != 1:
+        raise ValueError("no list of coordinates")
     least, most = values.min(), values.max()
-    if not whole and least >= -UNIT_SLACK and most <= 1 + UNIT_SLACK and min(width, height) > 2:
+    if not (least >= -MAX_COORDINATE and most <= MAX_COORDINATE):  # NaN is neither
+        raise ValueError("coordinates that are no numbers, or of no picture")
+    units = least >= -UNIT_SLACK and most <= 1 + UNIT_SLACK and min(width, height) > 2
+    if units and (values != np.round(values)).any():  # the first pixel whole is an entity
         raise BadMask("entity with coordinates of 0 to 1 where pixels are expected")
+    return least, most
 
 
 def fit_polygon(polygon: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -150,10 +157,10 @@ def _cut_side(points: np.ndarray, axis: int, limit: float, sign: float) -> np.nd
     return both[np.stack([inside, crosses], 1).ravel()]
 
 
-def measure_outline(polygon: np.ndarray) -> float:
-    """Pixels that a rasteriser steps through along the border."""
-    points = polygon.reshape(-1, 2)
-    return float(np.abs(points - np.roll(points, -1, 0)).max(1, initial=0).sum())
+def _measure(polygons: Sequence[np.ndarray]) -> float:
+    """Pixels that a rasteriser steps through along the borders."""
+    points = [polygon.reshape(-1, 2) for polygon in polygons]
+    return sum(float(np.abs(p - np.roll(p, -1, 0)).max(1, initial=0).sum()) for p in points)
 
 
 def _encode_runs(segmentation: dict[str, Any], width: int, height: int) -> RunLengths:

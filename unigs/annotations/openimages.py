@@ -145,7 +145,7 @@ class OpenImages(Source):
         try:
             return Tag(category, annotation_id, said not in UNKNOWN and to_flag(said))
         except KeyError:
-            raise BadMask(f"entity with a {GROUP_COLUMN} of another form") from None
+            raise BadMask(f"entity with {GROUP_COLUMN} of another form") from None
 
     def read_mask(self, name: str, header: Header) -> tuple[np.ndarray, tuple[int, int, int, int]]:
         """A mask at its picture's size and its box.

@@ -116,6 +116,8 @@ def _clean_letter(letter: str) -> str:
 
 def to_size(value: Any) -> int:
     """Pixels, or 0: what cannot be a size is no claim, and claims are never trusted."""
+    if type(value) is int:
+        return value if 0 < value < MAX_SIDE_PX else 0
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
