@@ -278,7 +278,7 @@ def fit_picture(data: bytes, header: images.Header, size: tuple[int, int], where
         Unusable: a picture of another size than its masks.
     """
     if (header.width, header.height) == size:
-        return images.strip_orientation(data)
+        return data if header.orientation == 1 else images.strip_orientation(data)
     if (header.height, header.width) == size and header.orientation >= 5:
         return images.turn_upright(data)
     sizes = f"masks {size[0]}x{size[1]}, picture {header.width}x{header.height}"

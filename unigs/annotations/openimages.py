@@ -116,7 +116,7 @@ class OpenImages(Source):
             paint = (lambda m=mask: m) if kept <= MASKS_BYTES else (lambda a=again: a()[0])
             regions.append(Region(tag, int(np.count_nonzero(mask)), box, paint))
         painted = base.paint_regions(regions, header.height, header.width, skips, where)
-        data = images.strip_orientation(data)
+        data = data if header.orientation == 1 else images.strip_orientation(data)
         return base.finish_sample(self.keys[i], data, painted, "unannotated", self.name)
 
     def read_rows(self, i: int) -> list[dict[str, str]]:
