@@ -71,7 +71,7 @@ def to_id(value: Any) -> int | str:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str):
-        text = value.strip()
+        text = clean_name(value)
         return int(text.partition(".")[0]) if _INTEGER.fullmatch(text) else text
     raise TypeError
 
