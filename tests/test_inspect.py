@@ -24,7 +24,6 @@ def test_counts_are_those_of_the_readers(root):
         assert tally.pictures == len(samples)
         assert sum(tally.categories.values()) == sum(len(s.entities) for s in samples)
         assert tally.covered == [float((s.labels > 0).mean()) for s in samples]
-        assert [s.key for s in shown] == [s.key for s in shown if s.key in set(source.keys)]
         assert len(shown) == min(2, len(samples))
 
 

@@ -7,13 +7,14 @@ function whose signature is its command line. Nothing heavy is imported before a
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from unigs import __version__
-from unigs.records import UnigsError
+from unigs.records import UnigsError, show_text
 
 VERBS: dict[str, tuple[str, str]] = {
     "synthetic": ("unigs.synthetic:write_datasets", "draw three small data sets to try things on"),
@@ -102,6 +103,9 @@ def main(words: Sequence[str] | None = None) -> int:
         training run was preempted and saved.
     """
     words = list(sys.argv[1:] if words is None else words)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the locale cannot spell
     if not words or words[0] in ("-h", "--help"):
         show_help()
         return 0
@@ -120,7 +124,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except UnigsError as error:
         if os.environ.get("UNIGS_TRACEBACK"):
             raise
-        print(f"unigs: {error}", file=sys.stderr)
+        print(f"unigs: {show_text(str(error), 10_000)}", file=sys.stderr)
         return 1
     return 0
 

@@ -17,13 +17,15 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from unigs.annotations import Source, find_sources
-from unigs.images import decode_image
-from unigs.records import Annotated, Skips, UnigsError
+from unigs.files import explain_errors, write_bytes
+from unigs.images import decode_image, encode_image
+from unigs.records import Annotated, Skips, UnigsError, show_text
 
 CELL_PX = 320
 CAPTION_PX = 16
 COLUMNS = 2
 TOP_CATEGORIES = 20
+NAME_LETTERS = 48
 
 
 @dataclass
@@ -70,21 +72,24 @@ def inspect_data(
     sources = find_sources(coco, openimages, entityseg)
     if not sources:
         raise UnigsError("expected a data set, came none, at --coco, --openimages, --entityseg")
-    Path(out).mkdir(parents=True, exist_ok=True)
+    with explain_errors("to write sheets", Path(out)):
+        Path(out).mkdir(parents=True, exist_ok=True)
     for source in sources:
+        source.require_pictures()
         tally, shown = tally_source(source, pictures, limit)
         print(format_tally(source, tally))
         if shown:
             path = Path(out) / f"{source.name}-{source.split}.png"
-            draw_sheet(shown).save(path)
+            with explain_errors("to write a sheet", path):
+                write_bytes(path, encode_image(np.asarray(draw_sheet(shown)), "PNG"))
             print(f"  sheet: {path}\n")
 
 
-def tally_source(source: Source, pictures: int, limit: int) -> tuple[Tally, list[Annotated]]:
-    """Count up to ``limit`` evenly spread pictures and keep up to ``pictures`` of them to show."""
+def tally_source(source: Source, pictures: int, limit: int) -> tuple[Tally, list[Image.Image]]:
+    """Count up to ``limit`` evenly spread pictures and draw up to ``pictures`` of them to show."""
     tally = Tally()
     tally.skips.update(source.skips)
-    shown: list[Annotated] = []
+    shown: list[Image.Image] = []  # a dozen large samples would not fit into memory
     for place, i in enumerate(tqdm(spread(len(source), limit), desc=source.name, leave=False)):
         sample = source.load(i, tally.skips)
         if sample is None:
@@ -92,7 +97,7 @@ def tally_source(source: Source, pictures: int, limit: int) -> tuple[Tally, list
         tally.add(sample)
         wanted = place * pictures // max(1, min(limit or len(source), len(source)))
         if len(shown) < pictures and len(shown) <= wanted:
-            shown.append(sample)
+            shown.append(draw_pair(sample))
     return tally, shown
 
 
@@ -111,7 +116,7 @@ def format_tally(source: Source, tally: Tally) -> str:
     """The table of one source."""
     lines = [
         f"{source.name} {source.split}: {len(source):,} pictures, {tally.pictures:,} read",
-        f"  licence: {source.licence}",
+        f"  licence: {show_text(source.licence)}",
     ]
     if tally.pictures:
         per_picture, covered = np.asarray(tally.entities), np.asarray(tally.covered)
@@ -123,21 +128,22 @@ def format_tally(source: Source, tally: Tally) -> str:
             f"  categories seen: {len(tally.categories)} of {len(source.categories)}",
         ]
         lines += [
-            f"    {count:7,}  {name} ({category_id})"
+            f"    {count:7,}  {show_text(name)} ({show_text(category_id)})"
             for (category_id, name), count in tally.categories.most_common(TOP_CATEGORIES)
         ]
     lines.append(f"  left out: {tally.skips}")
+    lines += [f"  {remark}" for remark in source.remarks]
     return "\n".join(lines)
 
 
-def draw_sheet(samples: list[Annotated]) -> Image.Image:
+def draw_sheet(pairs: list[Image.Image]) -> Image.Image:
     """Pairs of picture and masks, two pairs in a row."""
-    rows = -(-len(samples) // COLUMNS)
+    rows = -(-len(pairs) // COLUMNS)
     cell_height = CELL_PX + CAPTION_PX
     sheet = Image.new("RGB", (2 * COLUMNS * CELL_PX, rows * cell_height), "white")
-    for k, sample in enumerate(samples):
+    for k, pair in enumerate(pairs):
         place = (k % COLUMNS * 2 * CELL_PX, k // COLUMNS * cell_height)
-        sheet.paste(draw_pair(sample), place)
+        sheet.paste(pair, place)
     return sheet
 
 
@@ -180,6 +186,6 @@ def paint_overlay(pixels: np.ndarray, labels: np.ndarray, sample: Annotated) -> 
         if len(ys):
             nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)
             place = (int(xs[nearest]), int(ys[nearest]))
-            name = f"{entity.category} (crowd)" if entity.is_crowd else entity.category
+            name = show_text(entity.category, NAME_LETTERS) + " (crowd)" * entity.is_crowd
             pen.text(place, name, "white", font, "mm", stroke_width=1, stroke_fill="black")
     return overlay

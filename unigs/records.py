@@ -13,6 +13,7 @@ Nothing here imports torch: a reader of annotations starts at once.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -33,6 +34,27 @@ Unlabelled = Literal["void", "unannotated", "background"]
 (Open Images, COCO instances, holes of EntitySeg). ``background``: known to hold no entity.
 Entity segmentation learns only the last as truth.
 """
+
+
+def show_text(text: str, limit: int = 500) -> str:
+    r"""Text from data for people: no letter of it moves the cursor or hides others.
+
+    Example:
+        >>> show_text("a\x1b[2J")
+        'a\\x1b[2J'
+    """
+    if len(text) > limit:
+        text = f"{text[:limit]}..."
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or unicodedata.category(letter) == "Zs" else _escape(letter)
+        for letter in text
+    )
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
 
 
 class UnigsError(Exception):
@@ -184,10 +206,11 @@ class Skips:
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def add(self, reason: str, where: str) -> None:
-        """Count one skip; ``where`` names the file, row or id of the first of its kind."""
-        self.counts[reason] += 1
-        self.examples.setdefault(reason, where)
+    def add(self, reason: str, where: str, count: int = 1) -> None:
+        """Count a skip; ``where`` names the file, row or id of the first of its kind."""
+        self.counts[reason] += count
+        if reason not in self.examples:
+            self.examples[reason] = show_text(where)
 
     def update(self, other: Skips) -> None:
         """Add another tally to this one."""

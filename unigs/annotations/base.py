@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -21,8 +22,24 @@ import numpy as np
 from unigs import images
 from unigs.records import Annotated, Entity, Skips, UnigsError, Unlabelled
 
-MAX_KEY_LETTERS = 96
+MAX_KEY_LETTERS = 85
+"""With the longest ending, ``.labels.png``, and a shard's tar header in USTAR form: 100 bytes."""
+
+DIGEST_LETTERS = 12
 MAX_ENTITIES = 65_535
+SAMPLE_FAULTS = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What hostile bytes raise somewhere below; the fault of one picture and not of the run."""
 
 
 class Unusable(UnigsError):
@@ -87,8 +104,32 @@ class Source(ABC):
             UnigsError: the data set is damaged, the run should stop.
         """
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Lines to say of the whole source, beside what was left out."""
+        return ()
+
     def __len__(self) -> int:
         return len(self.keys)
+
+    def tell_losses(self, skips: Skips) -> list[str]:
+        """Lines for people: what the index and then ``skips`` left out, and the remarks."""
+        both = Skips()
+        both.update(self.skips)
+        both.update(skips)
+        return [f"{self.name} {self.split}: left out {both}"] * (both.total > 0) + [*self.remarks]
+
+    def require_pictures(self) -> None:
+        """Refuse a source of nothing, which would be learnt in silence.
+
+        Raises:
+            UnigsError: no picture is left in the index, and why.
+        """
+        if not self.keys:
+            raise UnigsError(
+                f"expected pictures with annotations, got none, in {self.name} {self.split}; "
+                f"left out: {self.skips}"
+            )
 
     def load(self, i: int, skips: Skips) -> Annotated | None:
         """Picture ``i``, or None if it is unusable, which ``skips`` then counts with its reason.
@@ -103,7 +144,10 @@ class Source(ABC):
             return self.read(i, skips)
         except Unusable as error:
             skips.add(error.reason, error.where)
-            return None
+        except SAMPLE_FAULTS as error:
+            where = f"{self.keys[i]} of {self.name} {self.split} ({type(error).__name__}: {error})"
+            skips.add("picture or annotation that cannot be worked on", where)
+        return None
 
     def iterate(self, skips: Skips) -> Iterator[Annotated]:
         """All usable pictures in the order of their keys, one in memory at a time."""
@@ -176,7 +220,9 @@ def number_entities(
         skips: counts those without a pixel under ``reason``.
     """
     visible = np.zeros(len(tags) + 1, bool)
-    visible[painted.ravel()] = True
+    strips = [painted[rows] for rows in images.split_rows(*painted.shape)]
+    for strip in strips:  # numpy widens an index to 64 bits
+        visible[strip.ravel()] = True
     visible[0] = False
     numbers = (np.cumsum(visible) * visible).astype(np.uint16)
     entities = []
@@ -185,7 +231,10 @@ def number_entities(
             entities.append(_make_entity(tag, int(numbers[k])))
         else:
             skips.add(reason, f"{where}, annotation {tag.annotation_id}")
-    return painted if visible[1:].all() else numbers[painted], tuple(entities)
+    if not visible[1:].all():
+        for strip in strips:
+            strip[...] = numbers[strip]
+    return painted, tuple(entities)
 
 
 def _make_entity(tag: Tag, label: int) -> Entity:
@@ -213,31 +262,27 @@ def finish_sample(
     return Annotated(key, image, labels, entities, unlabelled, source)
 
 
-def read_picture(path: Path) -> bytes:
-    """The bytes of a picture's file; a file that is not there makes the picture unusable."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise Unusable("picture file missing", str(path)) from None
-
-
-def fit_picture(data: bytes, width: int, height: int, where: str) -> bytes:
+def fit_picture(data: bytes, header: images.Header, size: tuple[int, int], where: str) -> bytes:
     """Make the stored pixels the annotated ones.
 
-    Sizes in annotation files are never trusted: ``width`` and ``height`` are those of the masks. If
-    they are the file's, the stored pixels are the truth and an orientation tag is taken out. If
-    they are the file's after turning by its tag, the annotator saw it turned, and so do we.
+    Sizes in annotation files are never trusted: ``size`` is that of the masks. If it is the file's,
+    the stored pixels are the truth and an orientation tag is taken out. If it is the file's after
+    turning by its tag, the annotator saw it turned, and so do we.
+
+    Args:
+        data: the encoded file. header: what :func:`check_picture` said of it.
+        size: (width, height) of the masks, pixels.
+        where: the picture, for the count.
 
     Raises:
-        Unusable: unreadable picture, or one of another size than its masks.
+        Unusable: a picture of another size than its masks.
     """
-    header = check_picture(data, where)
-    if (header.width, header.height) == (width, height):
-        return images.strip_orientation(data)
-    if (header.height, header.width) == (width, height) and header.orientation >= 5:
+    if (header.width, header.height) == size:
+        return data if header.orientation == 1 else images.strip_orientation(data)
+    if (header.height, header.width) == size and header.orientation >= 5:
         return images.turn_upright(data)
-    size = f"masks {width}x{height}, picture {header.width}x{header.height}"
-    raise Unusable("picture and masks differ in size", f"{where} ({size})")
+    sizes = f"masks {size[0]}x{size[1]}, picture {header.width}x{header.height}"
+    raise Unusable("picture and masks differ in size", f"{where} ({sizes})")
 
 
 def check_picture(data: bytes, where: str) -> images.Header:
@@ -245,7 +290,7 @@ def check_picture(data: bytes, where: str) -> images.Header:
     try:
         return images.check_image(data)
     except images.UnreadableImage as error:
-        raise Unusable(error.reason, where) from error
+        raise Unusable(error.reason, f"{where} ({error.detail})") from error
 
 
 def make_key(file_name: str) -> str:
@@ -257,25 +302,28 @@ def make_key(file_name: str) -> str:
     """
     stem = file_name.rsplit(".", 1)[0] if "." in file_name.rsplit("/", 1)[-1] else file_name
     key = re.sub(r"[^A-Za-z0-9_-]", "_", stem.strip("/").replace("/", "-")) or "_"
-    if len(key) <= MAX_KEY_LETTERS:
-        return key
-    digest = hashlib.blake2b(file_name.encode(), digest_size=6).hexdigest()
-    return f"{key[: MAX_KEY_LETTERS - 13]}-{digest}"
+    return key if len(key) <= MAX_KEY_LETTERS else _append_digest(key, file_name)
+
+
+def _append_digest(key: str, file_name: str, letters: int = DIGEST_LETTERS) -> str:
+    """A key that no other file has, cut to the length that fits."""
+    digest = hashlib.blake2b(file_name.encode("utf-8", "surrogatepass"), digest_size=letters // 2)
+    return f"{key[: MAX_KEY_LETTERS - letters - 1]}-{digest.hexdigest()}"
 
 
 def make_unique_keys(file_names: Iterable[str]) -> list[str]:
     """Keys of distinct files, in their order; files that would share one get a digest appended."""
     names = list(file_names)
     keys = [make_key(name) for name in names]
-    first: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for name, key in sorted(zip(names, keys, strict=True)):
-        first.setdefault(key, name)
-    return [
-        key
-        if first[key] == name
-        else f"{key}-{hashlib.blake2b(name.encode(), digest_size=6).hexdigest()}"
-        for name, key in zip(names, keys, strict=True)
-    ]
+        owners.setdefault(key, name)
+    for k, name in enumerate(names):
+        if owners[keys[k]] != name:
+            keys[k] = _append_digest(keys[k], name)
+            if owners.setdefault(keys[k], name) != name:  # somebody's file has that very name
+                keys[k] = _append_digest(keys[k], name, 4 * DIGEST_LETTERS)
+    return keys
 
 
 def distinguish_ids(ids: Sequence[str]) -> list[str]:
@@ -287,25 +335,3 @@ def distinguish_ids(ids: Sequence[str]) -> list[str]:
     """
     first = {name: k for k, name in reversed(list(enumerate(ids)))}
     return [name if first[name] == k else f"{name}-{k}" for k, name in enumerate(ids)]
-
-
-def require_folder(path: Path, holds: str) -> Path:
-    """``path`` if it is a folder.
-
-    Raises:
-        UnigsError: it is not.
-    """
-    if not path.is_dir():
-        raise UnigsError(f"expected a folder with {holds}, came nothing such, at {path}")
-    return path
-
-
-def require_file(path: Path, holds: str) -> Path:
-    """``path`` if it is a file.
-
-    Raises:
-        UnigsError: it is not.
-    """
-    if not path.is_file():
-        raise UnigsError(f"expected a file with {holds}, came nothing such, at {path}")
-    return path

@@ -7,9 +7,10 @@ repeat between pictures, RGB ids pass 8 bits, crowds, overlaps, sizes that do no
 
 from __future__ import annotations
 
-import io
 import json as json_module
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unigs.annotations import base
+from unigs import images as pictures
+from unigs.annotations import base, names
 from unigs.annotations.base import Category, Region, Source, Tag, Unusable
 from unigs.annotations.cocoindex import Index, index_json
 from unigs.annotations.masks import (
@@ -29,6 +31,8 @@ from unigs.annotations.masks import (
     encode_segmentation,
     mask_size,
 )
+from unigs.annotations.rows import ENTITY, SEGMENT, BadRow, read_row, show_value
+from unigs.files import FileRefused, explain_errors, open_inside
 from unigs.records import Annotated, Skips, UnigsError, Unlabelled
 
 LICENCE = "annotations CC BY 4.0 (COCO Consortium); each picture under its own Flickr licence"
@@ -54,10 +58,11 @@ class _CocoJson(Source):
     def index(self) -> Index:
         return self.build_index()
 
-    def build_index(self) -> Index:
+    def build_index(self, panoptic: bool = False) -> Index:
         """Index the JSON after a look at what must be there."""
-        base.require_folder(self.images, f"the pictures of {self.name} {self.split}")
-        return index_json(base.require_file(self.json, f"{self.name} {self.split}"))
+        names.require_folder(self.images, f"the pictures of {self.name} {self.split}")
+        path = names.require_file(self.json, f"{self.name} {self.split}")
+        return index_json(path, panoptic)
 
     @property
     def keys(self) -> Sequence[str]:
@@ -71,56 +76,68 @@ class _CocoJson(Source):
     def skips(self) -> Skips:
         return self.index.skips
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        crowds, entities = self.index.crowds, self.index.entities
+        if 2 * crowds <= entities:
+            return ()
+        return (
+            f"{self.name} {self.split}: {crowds / entities:.0%} of the entities are crowds "
+            "(iscrowd 1), which are ignored in training and never drawn; some tools write 1 for "
+            "every brush mask",
+        )
+
     def read_annotations(self, i: int) -> list[dict[str, Any]]:
         """The annotations of picture ``i`` in the order of the file."""
         return [json_module.loads(text) for text in self.index.spans.read(i)]
 
-    def locate(self, i: int) -> Path:
-        """Where picture ``i`` lies."""
-        name = Path(self.index.pictures[i].file_name)
-        if name.is_absolute() or ".." in name.parts:
-            raise Unusable("picture outside of its folder", f"{name} in {self.json}")
-        return self.images / name
+    def locate(self, i: int) -> str:
+        """Where picture ``i`` should lie, for counts."""
+        return str(self.images / self.index.pictures[i].file_name)
+
+    def read_picture(self, i: int) -> tuple[bytes, pictures.Header]:
+        """Picture ``i`` as it lies on disk, decoded once to the end."""
+        data = names.read_picture(self.images, self.index.pictures[i].file_name)
+        return data, base.check_picture(data, self.locate(i))
 
 
 class CocoInstances(_CocoJson):
     """One annotation per entity, as polygons or run lengths; masks may overlap."""
 
     def read(self, i: int, skips: Skips) -> Annotated:
-        path, annotations = self.locate(i), self.read_annotations(i)
-        data = base.read_picture(path)
-        width, height = self.frame_of(i, annotations, data, str(path))
-        data = base.fit_picture(data, width, height, str(path))
+        where, annotations = self.locate(i), self.read_annotations(i)
+        data, header = self.read_picture(i)
+        width, height = self.frame_of(i, annotations, header)
+        data = base.fit_picture(data, header, (width, height), where)
         regions: list[Region] = []
-        ids = base.distinguish_ids([str(row.get("id", "")) for row in annotations])
+        ids = base.distinguish_ids([name_annotation(row) for row in annotations])
         for annotation_id, annotation in zip(ids, annotations, strict=True):
             try:
                 tag = make_tag(self.index.categories, annotation, annotation_id)
                 runs = encode_segmentation(annotation.get("segmentation"), width, height)
             except BadMask as error:
-                skips.add(str(error), f"{path}, annotation {annotation_id}")
+                skips.add(str(error), f"{where}, annotation {annotation_id}")
                 continue
             mask = partial(decode_runs, runs)
             regions.append(Region(tag, count_pixels(runs), bounding_box(runs), mask))
-        painted = base.paint_regions(regions, height, width, skips, str(path))
+        painted = base.paint_regions(regions, height, width, skips, where)
         return base.finish_sample(self.keys[i], data, painted, self.unlabelled, self.name)
 
     def frame_of(
-        self, i: int, annotations: Sequence[dict[str, Any]], data: bytes, where: str
+        self, i: int, annotations: Sequence[dict[str, Any]], header: pictures.Header
     ) -> tuple[int, int]:
         """(width, height) of the masks: run lengths know it, else the JSON's claim, else the file.
 
-        The last where the JSON claims none.
+        Where run lengths differ, one that fits the file is believed. The last where the JSON
+        claims none.
         """
-        for annotation in annotations:
-            size = mask_size(annotation.get("segmentation"))
-            if size is not None:
-                return size
+        stored = header.width, header.height
+        sizes = {size: None for row in annotations if (size := mask_size(row.get("segmentation")))}
+        if sizes:
+            fitting = [size for size in (stored, stored[::-1]) if size in sizes]
+            return (fitting or list(sizes))[0]
         picture = self.index.pictures[i]
-        if picture.width and picture.height:
-            return picture.width, picture.height
-        header = base.check_picture(data, where)
-        return header.width, header.height
+        return (picture.width, picture.height) if picture.width and picture.height else stored
 
 
 @dataclass
@@ -129,12 +146,12 @@ class CocoPanoptic(_CocoJson):
 
     masks: Path
 
-    def build_index(self) -> Index:
-        index = super().build_index()
+    def build_index(self, panoptic: bool = True) -> Index:
+        index = super().build_index(panoptic)
         self.require_masks(index.mask_names)
         return index
 
-    def require_masks(self, names: Sequence[str]) -> None:
+    def require_masks(self, mask_names: Sequence[str]) -> None:
         """Every annotated picture has its PNG: a missing one means a broken unpacking, not a skip.
 
         Raises:
@@ -145,45 +162,71 @@ class CocoPanoptic(_CocoJson):
             raise UnigsError(
                 f"expected a folder of segment-id PNGs, came nothing such, at {self.masks}. {hint}"
             )
-        listed = {path.name for path in self.masks.iterdir()}
-        missing = [n for n in names if n not in listed and find_mask(self.masks, n) is None]
+        with explain_errors("to list the segment-id PNGs", self.masks):
+            listed = names.list_folder(self.masks)
+        missing = [
+            name
+            for name in mask_names
+            if name not in listed
+            and listed.isdisjoint(spell_mask(name))
+            and not any(map(self.holds, spell_mask(name)))
+        ]
         if missing:
             raise UnigsError(
-                f"expected {len(names):,} PNGs, came {len(names) - len(missing):,}, in "
+                f"expected {len(mask_names):,} PNGs, came {len(mask_names) - len(missing):,}, in "
                 f"{self.masks} (missing e.g. {missing[0]}). {hint}"
             )
 
+    def holds(self, name: str) -> bool:
+        """Whether the folder of PNGs has a file of that name, be it unreadable."""
+        try:
+            os.close(open_inside(self.masks, name, pictures.MAX_FILE_BYTES))
+        except FileNotFoundError:
+            return False
+        except FileRefused as error:
+            return error.reason not in names.OUTSIDE
+        return True
+
     def read(self, i: int, skips: Skips) -> Annotated:
-        path, (annotation, *others) = self.locate(i), self.read_annotations(i)
+        where, (annotation, *others) = self.locate(i), self.read_annotations(i)
         if others:
-            skips.add("second annotation of a picture", str(path))
-        mask_path = find_mask(self.masks, annotation["file_name"])
-        if mask_path is None:
-            raise UnigsError(
-                f"expected {annotation['file_name']}, came no such file, in {self.masks}"
-            )
-        ids = read_segment_ids(mask_path)
-        height, width = ids.shape
-        data = base.fit_picture(base.read_picture(path), width, height, str(path))
-        tags = self.list_segments(annotation, skips, str(path))
-        painted = paint_segments(ids, tags, skips, str(mask_path))
+            skips.add("second annotation of a picture", where)
+        data, header = self.read_picture(i)
+        mask_name = annotation["file_name"]
+        png = names.read_first(self.masks, spell_mask(mask_name), "segment-id PNG")
+        tags = self.list_segments(annotation["segments_info"], skips, where)
+        mask_where = str(self.masks / mask_name)
+        with open_ids(png, mask_where) as ids:
+            data = base.fit_picture(data, header, ids.size, where)
+            painted = paint_segments(ids, tags, skips, mask_where)
         return base.finish_sample(self.keys[i], data, painted, self.unlabelled, self.name)
 
-    def list_segments(self, annotation: dict[str, Any], skips: Skips, where: str) -> dict[int, Tag]:
+    def list_segments(self, segments: list[Any], skips: Skips, where: str) -> dict[int, Tag]:
         """The segments of one picture by id; an id is unique in its picture only."""
         tags: dict[int, Tag] = {}
-        for segment in annotation["segments_info"]:
-            segment_id = segment.get("id")
-            place = f"{where}, segment {segment_id}"
+        for segment in segments:
+            try:
+                (segment_id,) = read_row(segment, SEGMENT)
+            except BadRow:
+                segment_id = None
             possible = isinstance(segment_id, int) and 0 < segment_id < SEGMENT_IDS
             if not possible or segment_id in tags:
+                place = f"{where}, segment {show_value(segment_id)}"
                 skips.add("segment with an impossible or repeated id", place)
                 continue
             try:
                 tags[segment_id] = make_tag(self.index.categories, segment, str(segment_id))
             except BadMask as error:
-                skips.add(str(error), place)
+                skips.add(str(error), f"{where}, segment {segment_id}")
         return tags
+
+
+def name_annotation(annotation: dict[str, Any]) -> str:
+    """The id of an annotation as text; where it is none, empty."""
+    try:
+        return str(read_row(annotation, SEGMENT)[0])
+    except BadRow:
+        return ""
 
 
 def make_tag(
@@ -192,58 +235,87 @@ def make_tag(
     """What an annotation says of its mask.
 
     Raises:
-        BadMask: its category is not in the table.
+        BadMask: its category is not in the table, or a field is of another form.
     """
-    category = categories.get(str(annotation.get("category_id")))
+    try:
+        category_id, is_crowd = read_row(annotation, ENTITY)
+    except BadRow as error:
+        raise BadMask(f"entity with {error.field} of another form") from None
+    category = categories.get(str(category_id))
     if category is None:
         raise BadMask("entity of a category not listed")
-    return Tag(category, annotation_id, bool(annotation.get("iscrowd", 0)))
+    return Tag(category, annotation_id, is_crowd)
 
 
-def find_mask(masks: Path, file_name: str) -> Path | None:
-    """The PNG of a panoptic annotation.
+def spell_mask(file_name: str) -> Iterator[str]:
+    """The names that the PNG of a panoptic annotation may have, the likeliest first.
 
     COCO names the PNG; EntitySeg names the picture, whose name up to its first dot is the PNG's.
     """
+    if "/" not in file_name:
+        file_name = file_name.replace("\\", "/")
     flat = file_name.rsplit("/", 1)[-1]
     for name in (file_name, flat, f"{flat.split('.')[0]}.png", f"{flat.rsplit('.', 1)[0]}.png"):
-        path = masks / name
-        if path.suffix == ".png" and path.is_file():
-            return path
-    return None
+        if name.lower().endswith(".png"):
+            yield from names.spell_name(name)
 
 
-def read_segment_ids(path: Path) -> np.ndarray:
-    """R + 256 G + 65536 B of an id PNG, uint32 [H, W]; widened first, 8 bits would wrap."""
+@contextmanager
+def open_ids(data: bytes, where: str) -> Iterator[Image.Image]:
+    """An id PNG, loaded, as colours.
+
+    Raises:
+        Unusable: no PNG, or one without colours.
+    """
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as png:
+        with pictures.open_image(data) as png:
             if png.mode not in ("RGB", "RGBA", "P"):
-                raise Unusable("segment-id PNG without colours", f"{path} (mode {png.mode})")
-            rgb = np.asarray(png.convert("RGB")).astype(np.uint32)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise Unusable("segment-id PNG unreadable", str(path)) from error
+                raise Unusable("segment-id PNG without colours", f"{where} (mode {png.mode})")
+            png.load()
+            yield png
+    except pictures.UnreadableImage as error:
+        raise Unusable("segment-id PNG unreadable", f"{where} ({error.detail})") from error
+
+
+def read_ids(png: Image.Image, rows: slice) -> np.ndarray:
+    """R + 256 G + 65536 B of some rows, uint32 [h, W]; widened first, 8 bits would wrap."""
+    strip = png if rows == slice(0, png.height) else png.crop((0, rows.start, png.width, rows.stop))
+    rgb = np.asarray(strip.convert("RGB")).astype(np.uint32)
     return rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16
 
 
 def paint_segments(
-    ids: np.ndarray, tags: dict[int, Tag], skips: Skips, where: str
+    png: Image.Image, tags: dict[int, Tag], skips: Skips, where: str
 ) -> tuple[np.ndarray, tuple[base.Entity, ...]]:
-    """Segment ids [H, W] -> labels and entities; ids nobody lists become void and are counted."""
-    listed = np.asarray([0, *tags], np.uint32)
+    """An id PNG -> labels and entities; ids nobody lists become void and are counted."""
+    if len(tags) > base.MAX_ENTITIES:
+        raise Unusable("more entities than 16 bits can number", where)
+    painted = np.empty((png.height, png.width), np.uint16)
+    listed, strangers = np.asarray([0, *tags], np.uint32), None
+    for rows in pictures.split_rows(png.height, png.width):
+        painted[rows], unknown = number_ids(read_ids(png, rows), listed)
+        if len(unknown):  # few have them, and the table takes as long as the rest
+            strangers = np.zeros(SEGMENT_IDS, bool) if strangers is None else strangers
+            strangers[unknown] = True
+    if strangers is not None:
+        place = f"{where}, id {strangers.argmax()}"
+        count = int(np.count_nonzero(strangers))
+        skips.add("segment in the PNG that the JSON does not list", place, count)
+    return base.number_entities(
+        painted, list(tags.values()), skips, "segment without a pixel", where
+    )
+
+
+def number_ids(ids: np.ndarray, listed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [h, W] -> their places in ``listed``, uint16 [h, W], 0 where it has none, and those."""
     order = np.argsort(listed)
     flat = ids.ravel()
     starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1]))  # a row has few borders
     runs = flat[starts]
-    places = order[np.minimum(np.searchsorted(listed[order], runs), len(tags))]
+    places = order[np.minimum(np.searchsorted(listed[order], runs), len(listed) - 1)]
     known = listed[places] == runs
     numbers = np.where(known, places, 0).astype(np.uint16)
-    painted = np.repeat(numbers, np.diff(starts, append=flat.size)).reshape(ids.shape)
-    strangers = runs[~known]
-    for stranger in np.unique(strangers).tolist():
-        skips.add("segment in the PNG that the JSON does not list", f"{where}, id {stranger}")
-    return base.number_entities(
-        painted, list(tags.values()), skips, "segment without a pixel", where
-    )
+    return np.repeat(numbers, np.diff(starts, append=flat.size)).reshape(ids.shape), runs[~known]
 
 
 def read_coco_panoptic(json: Path, masks: Path, images: Path, skips: Skips) -> Iterator[Annotated]:

@@ -7,6 +7,7 @@ pictures sorted by key, categories, and the byte spans of each picture's annotat
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +15,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unigs.annotations.base import Category, make_unique_keys
-from unigs.annotations.jsonindex import Element, Spans, iterate_elements
+from unigs.annotations.jsonindex import Element, Spans, UnreadableValue, iterate_elements
+from unigs.annotations.rows import (
+    CATEGORY,
+    ENTITY,
+    INSTANCE,
+    PANOPTIC,
+    PICTURE,
+    BadRow,
+    read_row,
+)
 from unigs.records import Skips, UnigsError
+
+SAMPLED_CROWDS = 16
+"""Of how many annotations one is asked whether its entities are crowds."""
 
 
 class Picture(NamedTuple):
@@ -31,7 +44,8 @@ class Picture(NamedTuple):
 class Index:
     """The compact contents of a COCO-style JSON, pictures sorted by key.
 
-    ``mask_names`` are the files that panoptic annotations name, in the order of the file.
+    ``mask_names`` are the files that panoptic annotations name, in the order of the file;
+    ``crowds`` of ``entities`` are crowds, among those asked.
     """
 
     pictures: list[Picture]
@@ -40,6 +54,8 @@ class Index:
     spans: Spans
     mask_names: list[str]
     skips: Skips
+    crowds: int
+    entities: int
 
 
 @dataclass
@@ -47,6 +63,7 @@ class _Rows:
     """What is kept of each element while the file goes by."""
 
     path: Path
+    panoptic: bool
     pictures: dict[int | str, Picture] = field(default_factory=dict)
     file_names: set[str] = field(default_factory=set)
     categories: dict[str, Category] = field(default_factory=dict)
@@ -55,6 +72,8 @@ class _Rows:
     offsets: array[int] = field(default_factory=lambda: array("q"))
     lengths: array[int] = field(default_factory=lambda: array("i"))
     skips: Skips = field(default_factory=Skips)
+    crowds: int = 0
+    entities: int = 0
 
     def add(self, element: Element) -> None:
         """Keep an element's ids and place.
@@ -63,25 +82,55 @@ class _Rows:
             UnigsError: it lacks what every row of its kind has.
         """
         section, row, offset, length = element
+        if isinstance(row, UnreadableValue):
+            self.skips.add(f"row of {section} {row.reason}", f"byte {offset} of {self.path}")
+            return
         try:
             if section == "annotations":
                 self.add_annotation(row, offset, length)
             elif section == "categories":
-                self.categories[str(row["id"])] = make_category(row)
+                self.add_category(row, offset)
             else:
-                self.add_picture(make_picture(row))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+                self.add_picture(Picture(*read_row(row, PICTURE)))
+        except BadRow as error:
+            kind = "panoptic annotations" if section == "annotations" and self.panoptic else section
             raise UnigsError(
-                f"expected a row of {section} in COCO's form, came {str(row)[:80]!r} "
-                f"({type(error).__name__}: {error}), at byte {offset} of {self.path}"
-            ) from error
+                f"expected a row of {kind} in COCO's form, came one with {error}, at byte "
+                f"{offset} of {self.path}"
+            ) from None
 
-    def add_annotation(self, row: dict[str, Any], offset: int, length: int) -> None:
-        self.picture_ids.append(row["image_id"])
+    def add_annotation(self, row: Any, offset: int, length: int) -> None:
+        if self.panoptic:
+            picture_id, mask_name, segments = read_row(row, PANOPTIC)
+            self.mask_names.append(mask_name)
+        else:
+            (picture_id,) = read_row(row, INSTANCE)
+            segments = (row,)
+            if "segments_info" in row and "segmentation" not in row:
+                raise BadRow("segmentation", "a mask, not a panoptic row", None)
+        if len(self.offsets) % SAMPLED_CROWDS == 0:
+            self.ask_crowds(segments)
+        self.picture_ids.append(picture_id)
         self.offsets.append(offset)
         self.lengths.append(length)
-        if "segments_info" in row:
-            self.mask_names.append(row["file_name"])
+
+    def ask_crowds(self, segments: Iterable[Any]) -> None:
+        for segment in segments:
+            try:
+                self.crowds += read_row(segment, ENTITY)[1]
+                self.entities += 1
+            except BadRow:
+                continue  # counted where it is read
+
+    def add_category(self, row: Any, offset: int) -> None:
+        category = make_category(row)
+        known = self.categories.setdefault(category["id"], category)
+        if known != category:
+            raise UnigsError(
+                f"expected one meaning of category id {category['id'][:60]}, came "
+                f"{known['name'][:60]!r} and {category['name'][:60]!r}, at byte {offset} of "
+                f"{self.path}"
+            )
 
     def add_picture(self, picture: Picture) -> None:
         if picture.id in self.pictures or picture.file_name in self.file_names:
@@ -91,15 +140,19 @@ class _Rows:
         self.file_names.add(picture.file_name)
 
 
-def index_json(path: Path) -> Index:
+def index_json(path: Path, panoptic: bool = False) -> Index:
     """Read a COCO-style JSON once, keeping names, ids and places (bounded memory).
 
     Pictures listed twice, and those without annotations, are left out and counted.
 
+    Args:
+        path: the annotation file.
+        panoptic: one annotation a picture with ``segments_info``, or one an entity.
+
     Raises:
         UnigsError: not of COCO's form, or cut short.
     """
-    rows = _Rows(path)
+    rows = _Rows(path, panoptic)
     for element in iterate_elements(path, ("images", "annotations", "categories")):
         rows.add(element)
     pictures, keys = _sort_pictures(rows)
@@ -109,7 +162,8 @@ def index_json(path: Path) -> Index:
         where = f"picture {rows.picture_ids[k]} in {path}"
         rows.skips.add("annotation of a picture not listed", where)
     spans = Spans(path, owners, rows.offsets, rows.lengths, len(pictures))
-    return Index(pictures, keys, rows.categories, spans, rows.mask_names, rows.skips)
+    counts = rows.crowds, rows.entities
+    return Index(pictures, keys, rows.categories, spans, rows.mask_names, rows.skips, *counts)
 
 
 def _sort_pictures(rows: _Rows) -> tuple[list[Picture], list[str]]:
@@ -127,22 +181,19 @@ def _sort_pictures(rows: _Rows) -> tuple[list[Picture], list[str]]:
     return [listed[k] for k in order], [keys[k] for k in order]
 
 
-def make_picture(row: dict[str, Any]) -> Picture:
-    """A row of ``images``."""
-    width, height = int(row.get("width") or 0), int(row.get("height") or 0)
-    return Picture(row["id"], row["file_name"], width, height)
-
-
-def make_category(row: dict[str, Any]) -> Category:
+def make_category(row: Any) -> Category:
     """A row of ``categories``; says thing or stuff by ``isthing`` (COCO) or ``type`` (EntitySeg).
 
     A table that says neither is COCO instances', which knows things only. EntitySeg's
     ``unknown`` may be either.
+
+    Raises:
+        BadRow: of another form.
     """
-    name = str(row["name"]).strip()
+    category_id, name, isthing, kind = read_row(row, CATEGORY)
     is_thing: bool | None = True
     if "isthing" in row:
-        is_thing = bool(row["isthing"])
+        is_thing = isthing
     elif "type" in row:
-        is_thing = None if name == "unknown" else row["type"] == "thing"
-    return Category(id=str(row["id"]), name=name, is_thing=is_thing)
+        is_thing = None if name == "unknown" else kind
+    return Category(id=str(category_id), name=name, is_thing=is_thing)

@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unigs.annotations import coco, entityseg, openimages
-from unigs.annotations.base import Source, require_file, require_folder
+from unigs.annotations.base import Source
+from unigs.annotations.names import HIDDEN_TWIN, require_file, require_folder
+from unigs.files import FileRefused, explain_errors, read_inside
 from unigs.records import UnigsError
 
 LICENCE_FILE = "licence.txt"
 """One line beside the data that replaces the data set's usual terms."""
+
+MAX_LICENCE_BYTES = 1 << 16
 
 
 def find_sources(
@@ -44,7 +48,8 @@ def find_sources(
     ):
         if root is None:
             continue
-        found = list(find(require_folder(Path(root), expected)))
+        with explain_errors(f"to find {expected}", Path(root)):
+            found = list(find(require_folder(Path(root), expected)))
         if not found:
             raise UnigsError(f"expected {expected}, came none, in {root}")
         sources += found
@@ -76,7 +81,7 @@ def _panoptic_files(folder: Path, name: str) -> list[Path]:
     released = folder / f"panoptic_{name}.json"
     if released.is_file():
         return [released]
-    others = sorted(folder.glob(f"panoptic_*{name}.json"))
+    others = sorted(folder.glob(f"panoptic_*{name}.json"))  # no file of macOS begins so
     return [json for json in others if json.with_suffix("").is_dir()][:1]
 
 
@@ -86,17 +91,28 @@ def _find_openimages(root: Path) -> Iterator[Source]:
         csv = root / f"{released}-annotations-object-segmentation.csv"
         if not csv.is_file():
             continue
-        images = _first_folder(root, (f"images/{released}", released, "data"), "pictures", csv)
-        masks = _first_folder(root, ("masks", "mask_zips", "labels/masks"), "masks", csv)
-        classes = next(iter(sorted(root.glob("*class-descriptions*.csv"))), None)
-        classes = require_file(classes or root / "class-descriptions-boxable.csv", "class names")
-        yield openimages.OpenImages(csv, masks, images, classes, split, licence=licence)
+        pictures = (f"images/{released}", released, "data", "images")
+        images = _first_folder(root, pictures, f"{released}_?", "pictures", csv)
+        folders = ("masks", "mask_zips", "labels/masks", f"{released}-masks")
+        masks = _first_folder(root, folders, f"{released}-masks-?*", "masks", csv)
+        classes = [
+            path
+            for path in sorted(root.glob("*class-descriptions*.csv"))
+            if not path.name.startswith(HIDDEN_TWIN)
+        ]
+        names = require_file(
+            classes[0] if classes else root / "class-descriptions-boxable.csv", "class names"
+        )
+        yield openimages.OpenImages(csv, masks, images, names, split, licence=licence)
 
 
-def _first_folder(root: Path, names: tuple[str, ...], holds: str, csv: Path) -> Path:
+def _first_folder(root: Path, names: tuple[str, ...], parts: str, holds: str, csv: Path) -> Path:
+    """The first of some folders; the root itself where the download was unpacked into parts."""
     for name in names:
-        if (root / name).is_dir():
+        if (root / name).is_dir() and (name != "images" or any((root / name).glob(parts))):
             return root / name
+    if any(root.glob(parts)):
+        return root
     raise UnigsError(
         f"expected the {holds} of {csv.name} in one of {', '.join(names)}, came none, in {root}"
     )
@@ -119,5 +135,17 @@ def _find_entityseg(root: Path) -> Iterator[Source]:
 
 
 def _read_licence(root: Path, usual: str) -> str:
-    path = root / LICENCE_FILE
-    return path.read_text().strip() if path.is_file() else usual
+    """The line beside the data in whatever encoding; it is quoted, not read."""
+    try:
+        data = read_inside(root, LICENCE_FILE, MAX_LICENCE_BYTES)
+    except FileNotFoundError:
+        return usual
+    except FileRefused as error:
+        raise UnigsError(
+            f"expected one line of licence, got: {error.reason}, at {error.where}"
+        ) from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    return text.strip()

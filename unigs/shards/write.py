@@ -65,14 +65,18 @@ def write_shards(
         max_skip_fraction: stop if more than this share of a source's pictures is unusable.
 
     Raises:
-        UnigsError: bad input, another data set in the folder, too many skips, or a full disk.
+        UnigsError: bad input, no usable picture, another data set in the folder, too many skips, or
+            a full disk.
     """
     from unigs.annotations import find_sources
 
     sources = find_sources(coco=coco, openimages=openimages, entityseg=entityseg)
     mine, of = read_part(part)
     for source in sources:
-        write_source(source, out, samples_per_shard, workers, (mine, of), max_skip_fraction)
+        source.require_pictures()
+        skips = write_source(source, out, samples_per_shard, workers, (mine, of), max_skip_fraction)
+        for line in source.tell_losses(skips):
+            tqdm.write(line)
     if of == 1:
         merge_shards(out)
 
@@ -106,8 +110,6 @@ def write_source(
                     f"expected at most {max_skip_fraction:.0%} of {len(source)} pictures unusable, "
                     f"got {missing} so far, in {folder.name}: {skips}"
                 )
-    if skips.total:
-        tqdm.write(f"{folder.name}: left out {skips}")
     return skips
 
 
