@@ -205,6 +205,35 @@ def test_a_signal_at_any_moment_saves_what_resumes_exactly(
     assert not find_difference(again, final)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_middle_of_a_save_waits_for_its_end(shards, tmp_path, number):
+    """In a process of its own, because an exception in torch's writer would abort it."""
+
+    def train(queue) -> None:
+        import unigs.checkpoints as module
+
+        write = module._Writer.write
+
+        def strike(self, data):
+            if not queue.empty():
+                queue.get()
+                os.kill(os.getpid(), number)
+            return write(self, data)
+
+        module._Writer.write = strike
+        saver = {"every_n_epochs": 1, "save_on_train_epoch_end": True, "filename": "{epoch}"}
+        fit(shards, tmp_path, saver=saver, max_epochs=2)
+
+    context = get_context("fork")
+    queue = context.Queue()
+    queue.put(1)
+    run = context.Process(target=train, args=(queue,))
+    run.start()
+    run.join(60)
+    assert run.exitcode in (143, 1)  # Lightning ends with 1 at an interrupt
+    assert read_checkpoint(tmp_path / "epoch=0.ckpt")["global_step"] == STEPS_PER_EPOCH
+
+
 def test_a_signal_before_the_first_step_ends_with_words(shards, tmp_path, capfd):
     with pytest.raises(Preempted) as ended:
         fit(shards, tmp_path, Strike("on_sanity_check_start", 0), num_sanity_val_steps=2)

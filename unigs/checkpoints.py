@@ -8,8 +8,10 @@ are not finite. Nothing is unpickled but tensors and plain values, wherever a fi
 from __future__ import annotations
 
 import pickle
+import signal
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +36,17 @@ class BadCheckpoint(UnigsError):
 
 class NotFinite(UnigsError):
     """A loss, a gradient or a weight that is NaN or infinite."""
+
+
+@contextmanager
+def hold_signals() -> Iterator[None]:
+    """Let signals wait until a file is written: their exceptions abort torch's writer, in C++."""
+    held = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Writer:
@@ -71,7 +84,7 @@ class CheckedIO(TorchCheckpointIO):
             return super().save_checkpoint(checkpoint, path, storage_options)
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(target) as temp, open(temp, "wb") as file:
+        with hold_signals(), new_file(target) as temp, open(temp, "wb") as file:
             writer = _Writer(file)
             try:
                 torch.save(checkpoint, writer)  # type: ignore[arg-type]
