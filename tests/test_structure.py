@@ -20,7 +20,7 @@ ORDER = [
     ["files"],
     ["images"],
     ["annotations", "synthetic"],
-    ["shards", "remote"],
+    ["shards", "remote", "download"],
     ["plan"],
     ["streams"],
     ["pictures", "inspect"],

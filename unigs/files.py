@@ -18,13 +18,15 @@ import socket
 import stat
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from unigs.records import UnigsError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_HOST = socket.gethostname()
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _AT_CWD = -100
 
@@ -49,6 +51,9 @@ class FileRefused(UnigsError):
         super().__init__(f"expected a plain file inside of its folder, got: {reason}, at {where}")
         self.reason = reason
         self.where = where
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.where)  # as a worker process sends it
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -153,30 +158,81 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def lock_folder(folder: Path, work: str) -> Iterator[None]:
+def lock_folder(folder: Path, work: str, name: str = ".lock") -> Iterator[None]:
     """Be the only process of this work in a folder; the lock ends with its holder.
 
     Args:
-        folder: made if it is not there; the lock is the hidden file ``.lock`` in it.
+        folder: made if it is not there.
         work: what is done there, for the message to others.
+        name: of the lock, a hidden file in the folder, removed at the end.
 
     Raises:
         FolderBusy: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
+    with lock_file(folder / name, work):
+        yield
+
+
+@contextmanager
+def lock_file(path: Path, work: str, wait: bool = False) -> Iterator[None]:
+    """Hold a lock between processes and threads; it ends with its holder, however that dies.
+
+    Args:
+        path: the file that is the lock; made if it is not there, removed at the end.
+        work: what is done under it, for the message to others.
+        wait: until it is free.
+
+    Raises:
+        FolderBusy: another holds it, and we do not wait.
+        PermissionError: it may be neither written nor read.
+    """
+    descriptor = _take_lock(path, wait)
+    try:
+        with suppress(OSError):  # of another user, who lets us lock and not write
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{work} (process {os.getpid()} on {_HOST})".encode())
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()  # while it is ours: who waits for it sees that and makes a new one
+        os.close(descriptor)
+
+
+def _take_lock(path: Path, wait: bool) -> int:
+    how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+    while True:
+        descriptor = _open_lock(path)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, how)
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
+        except FileNotFoundError:
+            pass  # removed by its holder while we waited: make a new one
         except BlockingIOError:
-            file.seek(0)
+            holder = os.pread(descriptor, 400, 0).decode("utf-8", "replace").strip()
+            os.close(descriptor)
             raise FolderBusy(
-                f"expected to be alone in {folder}, got {file.read().strip() or 'another process'} "
+                f"expected to be alone in {path.parent}, got {holder or 'another process'} "
                 "there; wait for it, end it, or give another folder"
             ) from None
-        file.truncate(0)
-        file.write(f"{work} (process {os.getpid()} on {socket.gethostname()})")
-        file.flush()
-        yield
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return descriptor  # a file system without locks: as good as it gets
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    safe = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | safe, 0o666)
+    except PermissionError as refused:
+        try:
+            return os.open(path, os.O_RDONLY | safe)
+        except FileNotFoundError:
+            raise refused from None
 
 
 def locate_cache() -> Path:

@@ -108,10 +108,22 @@ class Manifest:
             raise ShardError(f"expected the shard of a manifest, got {error}, at {url}") from error
 
     def renew(self, shard: int) -> bool:
-        """Whether a remote shard's local copy was damaged and has been fetched again."""
+        """Whether a shard is a local copy of a remote one, which then is hashed, and fetched again
+        if it is damaged.
+
+        Raises:
+            RemoteError: it could not be had.
+        """
+        if self.cache:
+            wanted = self.shards[shard]
+            self.cache.renew(join_url(self.folder, wanted.name), wanted.sha256, wanted.bytes)
+        return self.cache is not None
+
+    def describe(self, shard: int) -> str:
+        """Where a shard lies, and where its local copy, if it is remote."""
         wanted = self.shards[shard]
         url = join_url(self.folder, wanted.name)
-        return self.cache is not None and self.cache.renew(url, wanted.sha256, wanted.bytes)
+        return f"{url} (copy {self.cache.locate(url, wanted.sha256)})" if self.cache else url
 
     def warm(self, shard: int) -> None:
         """Fetch one remote shard ahead; whoever reads it is told if that fails."""
@@ -225,7 +237,7 @@ def read_index(folder: str, samples: int, sha256: str, cache: Cache | None = Non
     url = join_url(folder, INDEX_NAME)
     try:
         if cache:
-            with open(cache.open(url, sha256, size), "rb") as file:
+            with open(cache.open(url, sha256, size, trust=False), "rb") as file:
                 data = file.read(size)
         else:
             data = read_inside(Path(folder), INDEX_NAME, size)

@@ -71,7 +71,7 @@ class ShardReader:
         return span
 
     def _renew(self, name: str, shard: int) -> bool:
-        """Whether a shard's local copy was damaged and is whole again; looked at once a process."""
+        """Whether a shard is a local copy, hashed again now, and opened anew; once a process."""
         if (name, shard) in self._renewed:
             return False
         self._renewed.add((name, shard))
@@ -101,8 +101,7 @@ class ShardReader:
 
     def describe(self, name: str, shard: int, member: int) -> str:
         """A place in words."""
-        manifest = self.manifests[name]
-        return f"at sample {member} of {manifest.folder}/{manifest.shards[shard].name}"
+        return f"at sample {member} of {self.manifests[name].describe(shard)}"
 
     def close(self) -> None:
         """Close all files; reading opens them again."""
