@@ -87,6 +87,18 @@ class Source(ABC):
             UnigsError: the data set is damaged, the run should stop.
         """
 
+    def files(self) -> list[Path]:
+        """The annotation files: shards know them by their content."""
+        return []
+
+    def inputs(self, i: int) -> list[Path]:
+        """The files that ``read(i)`` opens beside those: shards know them by size and time.
+
+        Raises:
+            UnigsError: as ``read`` does.
+        """
+        return []
+
     def __len__(self) -> int:
         return len(self.keys)
 

@@ -71,6 +71,12 @@ class _CocoJson(Source):
     def skips(self) -> Skips:
         return self.index.skips
 
+    def files(self) -> list[Path]:
+        return [self.json]
+
+    def inputs(self, i: int) -> list[Path]:
+        return [self.locate(i)]
+
     def read_annotations(self, i: int) -> list[dict[str, Any]]:
         """The annotations of picture ``i`` in the order of the file."""
         return [json_module.loads(text) for text in self.index.spans.read(i)]
@@ -152,6 +158,10 @@ class CocoPanoptic(_CocoJson):
                 f"expected {len(names):,} PNGs, came {len(names) - len(missing):,}, in "
                 f"{self.masks} (missing e.g. {missing[0]}). {hint}"
             )
+
+    def inputs(self, i: int) -> list[Path]:
+        names = [row["file_name"] for row in self.read_annotations(i)[:1]]
+        return [*super().inputs(i), *(find_mask(self.masks, n) or self.masks / n for n in names)]
 
     def read(self, i: int, skips: Skips) -> Annotated:
         path, (annotation, *others) = self.locate(i), self.read_annotations(i)

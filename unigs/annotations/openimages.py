@@ -81,6 +81,15 @@ class OpenImages(Source):
     def skips(self) -> Skips:
         return self.index.skips
 
+    def files(self) -> list[Path]:
+        return [self.csv, self.classes]
+
+    def inputs(self, i: int) -> list[Path]:
+        split = RELEASED_SPLITS[self.split]
+        names = [row["MaskPath"] for row in self.read_rows(i)]
+        masks = [find_mask(self.masks, split, name) for name in names]
+        return [self.images / f"{self.index.image_ids[i]}.jpg", *masks]
+
     def read(self, i: int, skips: Skips) -> Annotated:
         path = self.images / f"{self.index.image_ids[i]}.jpg"
         data = base.read_picture(path)
@@ -202,6 +211,15 @@ def read_mask_file(masks: Path, released_split: str, name: str) -> bytes:
         raise BadMask("mask file missing") from None
     except zipfile.BadZipFile as error:
         raise BadMask("mask unreadable") from error
+
+
+def find_mask(masks: Path, released_split: str, name: str) -> Path:
+    """The file that holds a mask, the PNG or its zip; see :func:`read_mask_file`."""
+    first = name[:1]
+    for folder in ("", released_split, first.upper(), first):
+        if (path := masks / folder / name).is_file():
+            return path
+    return masks / f"{released_split}-masks-{first}.zip"
 
 
 @lru_cache(maxsize=OPEN_ZIPS)

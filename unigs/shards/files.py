@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +47,26 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ShardError(f"expected a JSON object, got {type(content).__name__}, at {where}")
     return content
+
+
+@contextmanager
+def tell_in_words(work: str, where: str, kept: str = "") -> Iterator[None]:
+    """Turn what a disk or a user does to a verb into words.
+
+    Args:
+        work: what is done, after "expected to".
+        where: the folder, for errors that name no file.
+        kept: what an interrupt leaves behind.
+
+    Raises:
+        ShardError: instead of an OSError.
+        KeyboardInterrupt: with words.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted, at {where}{kept and '; '}{kept}") from None
+    except OSError as error:
+        raise ShardError(
+            f"expected to {work}, got '{error.strerror or error}', at {error.filename or where}"
+        ) from error
