@@ -251,6 +251,15 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_descriptor(descriptor: int) -> str:
+    """sha256 of an open file in hex; its position stays."""
+    digest, at = hashlib.sha256(), 0
+    while chunk := os.pread(descriptor, 1 << 20, at):
+        digest.update(chunk)
+        at += len(chunk)
+    return digest.hexdigest()
+
+
 def open_inside(folder: Path, name: str, max_bytes: int) -> int:
     """A descriptor of a file that data, not the user, names. The caller closes it.
 

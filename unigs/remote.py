@@ -19,7 +19,6 @@ written. Only files whose names the cache gave are ever removed.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import os
@@ -42,7 +41,7 @@ from unigs.download import (
     receive,
     receive_pipe,
 )
-from unigs.files import locate_cache, lock_file
+from unigs.files import hash_descriptor, locate_cache, lock_file
 
 __all__ = ["Cache", "RemoteError", "is_remote", "join_url"]
 
@@ -322,15 +321,6 @@ def set_stamp(descriptor: int, sha256: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def hash_descriptor(descriptor: int) -> str:
-    """sha256 of an open file in hex; its position stays."""
-    digest, at = hashlib.sha256(), 0
-    while chunk := os.pread(descriptor, 1 << 20, at):
-        digest.update(chunk)
-        at += len(chunk)
-    return digest.hexdigest()
 
 
 def _empty(file: BinaryIO) -> None:

@@ -190,14 +190,25 @@ def decode_labels(data: bytes, size_px: tuple[int, int] | None = None) -> np.nda
         ValueError: not grey of 8 or 16 bits, larger than any picture, or of another size.
         OSError: no PNG, or damaged.
     """
+    if data[12:16] == b"IHDR" and len(data) >= 24:
+        check_label_size(struct.unpack_from(">II", data, 16), size_px)
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"expected labels of at most {MAX_PIXELS} pixels, got {image.size}")
-        if size_px is not None and image.size != size_px:
-            raise ValueError(f"expected labels of size {size_px}, got {image.size}")
+        check_label_size(image.size, size_px)  # a header may come twice, or late
         if image.mode != "L" and not image.mode.startswith("I"):
             raise ValueError(f"expected grey labels of 8 or 16 bits, got mode {image.mode}")
         return np.asarray(image).astype(np.uint16)
+
+
+def check_label_size(came: tuple[int, int], size_px: tuple[int, int] | None) -> None:
+    """(width, height) of a label map, before memory is taken for it.
+
+    Raises:
+        ValueError: larger than any picture, or another than ``size_px``.
+    """
+    if came[0] * came[1] > MAX_PIXELS:
+        raise ValueError(f"expected labels of at most {MAX_PIXELS} pixels, got {came}")
+    if size_px is not None and came != size_px:
+        raise ValueError(f"expected labels of size {size_px}, got {came}")
 
 
 def _encode_chunk(kind: bytes, data: bytes) -> bytes:

@@ -157,9 +157,9 @@ def prepare_folder(source: Source, out: Path, samples_per_shard: int) -> Path:
     """
     if samples_per_shard < 1:
         raise UnigsError(f"expected samples_per_shard of at least 1, got {samples_per_shard}")
-    folder = out / name_folder(source.name, source.split)
-    if not is_name(folder.name):
-        raise ShardError(f"expected a source whose name a file can have, got {folder.name!a}")
+    folder = out / (name := name_folder(source.name, source.split))
+    if not (is_name(name) and is_name(source.name) and is_name(source.split)):
+        raise ShardError(f"expected a source whose name a file can have, got {name!a}")
     content = {
         "source": source.name,
         "split": source.split,
