@@ -170,7 +170,7 @@ def mutate_folder(out: Path, chance: random.Random) -> None:
                 rewrite_index(path.parent, chance)
             else:
                 path.write_bytes(mutate_bytes(path.read_bytes(), chance))
-        except (ValueError, KeyError, TypeError, UnigsError, OSError):
+        except Exception:
             continue  # a mutant of a mutant, of a form that cannot be mutated further
 
 

@@ -180,6 +180,8 @@ class Cache:
                 # Not trusted: whoever came here has found it missing or damaged.
                 descriptor = open_copy(path, sha256, size, trust=False)
                 if descriptor is None:
+                    if path.exists():
+                        log.warning("the copy is damaged and is fetched again: %s", path)
                     self._download(url, sha256, size, path)
                 else:
                     os.close(descriptor)
@@ -286,7 +288,6 @@ def open_copy(path: Path, sha256: str, size: int | None, trust: bool = True) -> 
             "UNIGS_CACHE to another folder"
         ) from error
     if not is_whole(descriptor, str(path), sha256, size, trust):
-        log.warning("the copy is damaged and is fetched again: %s", path)
         os.close(descriptor)
         return None
     with suppress(OSError):  # of another user, or on a read-only disk
