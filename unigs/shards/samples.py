@@ -125,7 +125,7 @@ def split_members(span: bytes, where: str) -> list[tuple[str, bytes]]:
             header = tarfile.TarInfo.frombuf(span[at : at + BLOCK], "utf-8", "strict")
         except (tarfile.HeaderError, ValueError) as error:
             raise DamagedSample(f"expected a tar header, got {error} {where}") from error
-        if header.type != tarfile.REGTYPE or header.size < 0:
+        if header.type != tarfile.REGTYPE:
             raise DamagedSample(f"expected a plain file in the tar, got {header.name!a} {where}")
         data = span[at + BLOCK : at + BLOCK + header.size]
         if len(data) != header.size:
