@@ -178,6 +178,7 @@ def judge(work: Callable[[], Any]) -> str:
     """The outcome of one mutant within its time; anything but words fails the test."""
     started = time.monotonic()
     outcome, words = "read", ""
+    signal.signal(signal.SIGALRM, end_mutant)
     signal.alarm(MUTANT_S * 3)
     try:
         work()
@@ -188,6 +189,11 @@ def judge(work: Callable[[], Any]) -> str:
     assert len(words) < 20_000
     assert time.monotonic() - started < MUTANT_S
     return outcome
+
+
+def end_mutant(*_: Any) -> None:
+    """A mutant that hangs shows where."""
+    raise AssertionError(f"expected an end within {3 * MUTANT_S} s")
 
 
 @pytest.fixture
