@@ -415,6 +415,12 @@ def test_a_receipt_that_lies_is_refused(folder, edit):
         merge_shards(str(folder.parent))
 
 
+def test_a_source_of_billions_is_told_at_once(folder, little_memory):
+    edit_json(folder / "source.json", put("pictures", 1 << 40))
+    with pytest.raises(ShardError, match=r"got 2 \(missing: coco-train-000002.tar, \.\.\."):
+        merge_shards(str(folder.parent))
+
+
 @pytest.mark.parametrize("field", ["pictures", "options", "categories", "skipped_by_index"])
 def test_a_source_that_lies_is_refused(folder, field):
     edit_json(folder / "source.json", put(field, "many"))

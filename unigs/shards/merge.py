@@ -139,14 +139,17 @@ def collect_receipts(folder: Path, head: dict[str, Any]) -> list[dict[str, Any]]
         ShardError: some are not there yet.
     """
     shards = count_shards(head["pictures"], head["options"]["samples_per_shard"])
-    names = [name_shard(folder.name, k) for k in range(shards)]
-    absent = [name for name in names if not (folder / RECEIPTS / f"{name}.json").is_file()]
-    absent += [name for name in names if name not in absent and not (folder / name).is_file()]
-    if absent:
-        raise ShardError(
-            f"expected {shards} finished shards, got {shards - len(absent)} (missing: {absent[0]}"
-            f"{', ...' if len(absent) > 1 else ''}), at {folder}; run the remaining parts first"
-        )
+    receipts = {path.name.removesuffix(".json") for path in (folder / RECEIPTS).glob("*.tar.json")}
+    finished = {path.name for path in folder.glob("*.tar") if path.name in receipts}
+    names = []
+    for name in (name_shard(folder.name, k) for k in range(shards)):  # who lies says billions
+        if name not in finished:
+            raise ShardError(
+                f"expected {shards} finished shards, got {len(finished)} (missing: {name}"
+                f"{', ...' if shards - len(finished) > 1 else ''}), at {folder}; run the remaining "
+                "parts first"
+            )
+        names.append(name)
     return [read_receipt(folder, name) for name in names]
 
 
