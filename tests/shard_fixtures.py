@@ -26,6 +26,12 @@ class DrawnSource:
     def __len__(self) -> int:
         return self.count
 
+    def files(self) -> list:
+        return []
+
+    def inputs(self, i: int) -> list:
+        return []
+
     def load(self, i: int, skips: Skips) -> Annotated | None:
         if self.skip_every and i % self.skip_every == 1:
             skips.add("drawn to be skipped", self.keys[i])

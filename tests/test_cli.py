@@ -85,6 +85,14 @@ def test_an_unwritable_cache_is_trouble(monkeypatch, tmp_path):
     assert doctor.check_cache()[0] == "trouble"
 
 
+def test_an_unwritable_folder_of_copies_is_noted(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("UNIGS_CACHE", str(tmp_path / "file" / "cache"))
+    level, words = doctor.check_copies()
+    assert level == "note"
+    assert "UNIGS_CACHE" in words
+
+
 def test_labels_get_distinct_colours_and_black():
     table = colour_labels(np.arange(60).reshape(1, 60))[:, 0].T
     assert len(np.unique(table, axis=0)) == 60

@@ -15,14 +15,13 @@ from unigs import files
 from unigs.files import (
     DiskFull,
     FileRefused,
-    FolderBusy,
-    lock_folder,
     new_file,
     new_folder,
     read_inside,
     write_bytes,
     write_text,
 )
+from unigs.locks import FolderBusy, lock_folder
 
 KIB = 1024
 

@@ -1,6 +1,8 @@
 """FID, CLIP score and the Mask2Former judge: references, refusals, and nothing downloaded."""
 
 import json
+import os
+import stat
 import sys
 
 import numpy as np
@@ -362,3 +364,13 @@ def test_segmenter_reads_a_folder_and_gives_label_maps(tmp_path):
 def test_segmenter_refuses_what_is_not_there(tmp_path):
     with pytest.raises(UnigsError, match="--segmenter FOLDER"):
         load_segmenter(tmp_path)
+
+
+def test_statistics_of_one_user_can_be_read_by_another(tmp_path):
+    old = os.umask(0o022)
+    try:
+        write_statistics(tmp_path / "fid.npz", Statistics(np.zeros(4), np.eye(4), 3))
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "fid.npz").stat().st_mode) == 0o644
+    assert [path.name for path in tmp_path.iterdir()] == ["fid.npz"]

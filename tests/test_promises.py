@@ -20,7 +20,7 @@ from unigs.callbacks import EMA, FiniteSteps, Preempted, Preemption
 from unigs.callbacks.resume import TRAINER_RULES, describe_run
 from unigs.checkpoints import NotFinite, find_last, read_checkpoint
 from unigs.data import UniGSData
-from unigs.files import FolderBusy, lock_folder
+from unigs.locks import FolderBusy, lock_folder
 from unigs.records import UnigsError
 from unigs.runs import OtherRun
 from unigs.streams import LoaderStuck

@@ -17,10 +17,10 @@ MODULES = sorted(path for path in ROOT.rglob("*.py"))
 # Left to right, as drawn in the README; a module imports only from groups at or before its own.
 ORDER = [
     ["seeds", "records"],
-    ["files", "runs"],
+    ["files", "locks", "runs"],
     ["images"],
     ["annotations", "synthetic"],
-    ["shards", "remote"],
+    ["shards", "remote", "download"],
     ["plan"],
     ["streams"],
     ["pictures", "inspect"],

@@ -323,6 +323,7 @@ def write_big(out: Path) -> Path:
     rows = np.tile(np.load(folder / "index.npy"), BIG_SHARDS)
     np.save(folder / "index.npy", rows)
     content["index_sha256"] = hashlib.sha256((folder / "index.npy").read_bytes()).hexdigest()
+    content["samples"] = len(rows)
     content["shards"] = [{**shard, "name": name} for name in names]
     content["digest"] = digest_manifest(content)
     (folder / "manifest.json").write_text(json.dumps(content))

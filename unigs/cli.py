@@ -99,8 +99,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Entry of all three commands.
 
     Returns:
-        0; 1 for a ``UnigsError``, whose words are printed; 2 for a bad command line; 143 if a
-        training run was preempted and saved.
+        0; 1 for a ``UnigsError``, whose words are printed; 2 for a bad command line; 130 for an
+        interrupt; 143 if a training run was preempted and saved.
     """
     words = list(sys.argv[1:] if words is None else words)
     for stream in (sys.stdout, sys.stderr):
@@ -126,6 +126,9 @@ def main(words: Sequence[str] | None = None) -> int:
             raise
         print(f"unigs: {show_text(str(error), 10_000)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as error:
+        print(f"unigs: {error or 'interrupted'}", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from importlib import import_module, metadata
 from pathlib import Path
 
+from unigs.files import locate_cache
 from unigs.records import UnigsError
 
 Finding = tuple[str, str]
@@ -101,6 +102,21 @@ def check_cache() -> Finding:
     return "ok", f"cache {folder} is writable"
 
 
+def check_copies() -> Finding:
+    """Copies of remote shards and FID statistics; what others left there can be read at least."""
+    folder = locate_cache()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return "note", (
+            f"copies in {folder} are used and none are added ({error}): to read remote shards, set "
+            "UNIGS_CACHE to a folder that is writable"
+        )
+    return "ok", f"copies of remote files go to {folder}"
+
+
 def check_shared_memory() -> Finding:
     """Loader workers hand batches over through /dev/shm."""
     if not Path("/dev/shm").exists():
@@ -123,6 +139,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_gpu,
     check_command,
     check_cache,
+    check_copies,
     check_shared_memory,
 )
 

@@ -1,4 +1,4 @@
-"""Files on disk: whole or not at all, inside of their folder, by one writer at a time.
+"""Files on disk: whole or not at all, and inside of their folder.
 
 Everything that reads a name out of somebody's data goes through :func:`open_inside`; everything
 that writes goes through :func:`new_file` or :func:`new_folder`. Stands beside ``records``, needs
@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
 import stat
 import uuid
 from collections.abc import Iterator, Mapping
@@ -43,10 +41,6 @@ class DiskFull(UnigsError):
     """No room for the next file; those written so far are kept."""
 
 
-class FolderBusy(UnigsError):
-    """Another process works in this folder."""
-
-
 class FileRefused(UnigsError):
     """A name from data that is not a plain file of bounded size inside of its folder.
 
@@ -59,6 +53,9 @@ class FileRefused(UnigsError):
         super().__init__(f"expected a plain file inside of its folder, got: {reason}, at {where}")
         self.reason = reason
         self.where = where
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.where)  # as a worker process sends it
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -162,35 +159,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-@contextmanager
-def lock_folder(folder: Path, work: str) -> Iterator[None]:
-    """Be the only process of this work in a folder; the lock ends with its holder.
-
-    The lock is the process's own: children that outlive a killed holder do not inherit it.
-
-    Args:
-        folder: made if it is not there; the lock is the hidden file ``.lock`` in it.
-        work: what is done there, for the message to others.
-
-    Raises:
-        FolderBusy: another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            raise FolderBusy(
-                f"expected to be alone in {folder}, got {file.read().strip() or 'another process'} "
-                "there; wait for it, end it, or give another folder"
-            ) from None
-        file.truncate(0)
-        file.write(f"{work} (process {os.getpid()} on {socket.gethostname()})")
-        file.flush()
-        yield
-
-
 def locate_cache() -> Path:
     """Our own cache directory: ``$UNIGS_CACHE``, else ``~/.cache/unigs``."""
     return Path(os.environ.get("UNIGS_CACHE") or "~/.cache/unigs").expanduser()
@@ -226,6 +194,15 @@ def _open_direct(folder: Path, name: str) -> int | None:
         raise
     finally:
         os.close(at)
+
+
+def hash_descriptor(descriptor: int) -> str:
+    """sha256 of an open file in hex; its position stays."""
+    digest, at = hashlib.sha256(), 0
+    while chunk := os.pread(descriptor, 1 << 20, at):
+        digest.update(chunk)
+        at += len(chunk)
+    return digest.hexdigest()
 
 
 def open_inside(folder: Path, name: str, max_bytes: int) -> int:

@@ -15,6 +15,7 @@ import struct
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -108,6 +109,18 @@ class Source(ABC):
     def remarks(self) -> tuple[str, ...]:
         """Lines to say of the whole source, beside what was left out."""
         return ()
+
+    def files(self) -> list[Path]:
+        """The annotation files: shards know them by their content."""
+        return []
+
+    def inputs(self, i: int) -> list[Path]:
+        """The files that ``read(i)`` opens beside those: shards know them by size and time.
+
+        Raises:
+            UnigsError: as ``read`` does.
+        """
+        return []
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -87,6 +87,12 @@ class _CocoJson(Source):
             "every brush mask",
         )
 
+    def files(self) -> list[Path]:
+        return [self.json]
+
+    def inputs(self, i: int) -> list[Path]:
+        return [names.find_picture(self.images, self.index.pictures[i].file_name)]
+
     def read_annotations(self, i: int) -> list[dict[str, Any]]:
         """The annotations of picture ``i`` in the order of the file."""
         return [json_module.loads(text) for text in self.index.spans.read(i)]
@@ -186,6 +192,11 @@ class CocoPanoptic(_CocoJson):
         except FileRefused as error:
             return error.reason not in names.OUTSIDE
         return True
+
+    def inputs(self, i: int) -> list[Path]:
+        masks = [row["file_name"] for row in self.read_annotations(i)[:1]]
+        found = [names.find_first(self.masks, spell_mask(name)) for name in masks]
+        return [*super().inputs(i), *found]
 
     def read(self, i: int, skips: Skips) -> Annotated:
         where, (annotation, *others) = self.locate(i), self.read_annotations(i)

@@ -68,6 +68,21 @@ def read_picture(folder: Path, name: str) -> bytes:
     return read_first(folder, spell_name(name), "picture")
 
 
+def find_first(folder: Path, names: Iterable[str]) -> Path:
+    """Where :func:`read_first` would read, without reading; the first name if there is no file."""
+    first, *others = names
+    for name in (first, *others):
+        inside = not name.startswith("/") and ".." not in name.split("/") and "\0" not in name
+        if inside and (folder / name).is_file():
+            return folder / name
+    return folder / first
+
+
+def find_picture(folder: Path, name: str) -> Path:
+    """Where :func:`read_picture` would read."""
+    return find_first(folder, spell_name(name))
+
+
 def list_folder(folder: Path) -> set[str]:
     """The names in a folder but those that macOS adds."""
     return {path.name for path in folder.iterdir() if not path.name.startswith(HIDDEN_TWIN)}

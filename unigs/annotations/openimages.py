@@ -94,6 +94,15 @@ class OpenImages(Source):
     def skips(self) -> Skips:
         return self.index.skips
 
+    def files(self) -> list[Path]:
+        return [self.csv, self.classes]
+
+    def inputs(self, i: int) -> list[Path]:
+        released = RELEASED_SPLITS[self.split]
+        masks = [find_mask(self.masks, released, row["MaskPath"]) for row in self.read_rows(i)]
+        spelt = spell_picture(self.index.image_ids[i], released)
+        return [names.find_first(self.images, spelt), *masks]
+
     def read(self, i: int, skips: Skips) -> Annotated:
         image_id, released = self.index.image_ids[i], RELEASED_SPLITS[self.split]
         where = str(self.images / f"{image_id}.jpg")
@@ -285,13 +294,7 @@ def read_mask_file(masks: Path, released_split: str, name: str) -> bytes:
         BadMask: in none of them.
         Unusable: no plain file of bounded size inside of the folder.
     """
-    first = name[:1]
-    if not first.isalnum():
-        return names.read_first(masks, [name], "mask")
-    packed = f"{released_split}-masks-{first}"
-    folders = ("", released_split, first.upper(), first, packed, f"{released_split}-masks")
-    places = [f"{folder}/{name}" if folder else name for folder in folders]
-    archive = masks / f"{packed}.zip"
+    places, archive = list_places(masks, released_split, name)
     try:
         return names.read_first(masks, places, "mask")
     except Unusable as error:
@@ -306,6 +309,23 @@ def read_mask_file(masks: Path, released_split: str, name: str) -> bytes:
         raise BadMask("mask file missing") from None
     except (zipfile.BadZipFile, zlib.error, OSError, *_ZIP_FAULTS) as error:
         raise BadMask("mask unreadable") from error
+
+
+def find_mask(masks: Path, released_split: str, name: str) -> Path:
+    """The file that :func:`read_mask_file` would read, the PNG or its zip."""
+    places, archive = list_places(masks, released_split, name)
+    found = names.find_first(masks, places)
+    return archive if archive.is_file() and not found.is_file() else found
+
+
+def list_places(masks: Path, released_split: str, name: str) -> tuple[list[str], Path]:
+    """Where a mask may lie, the likeliest first, and the zip it was released in."""
+    first = name[:1]
+    packed = f"{released_split}-masks-{first}"
+    folders = ["", released_split, first.upper(), first, packed, f"{released_split}-masks"]
+    if not first.isalnum():
+        return [name], masks / f"{released_split}-masks.zip"
+    return [f"{folder}/{name}" if folder else name for folder in folders], masks / f"{packed}.zip"
 
 
 @lru_cache(maxsize=OPEN_ZIPS)

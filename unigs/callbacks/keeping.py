@@ -14,7 +14,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from unigs.callbacks.preemption import Preempted
 from unigs.callbacks.resume import describe_run
 from unigs.checkpoints import LAST
-from unigs.files import lock_folder, write_json
+from unigs.files import write_json
+from unigs.locks import lock_folder
 from unigs.records import UnigsError
 from unigs.runs import refuse_other_run
 

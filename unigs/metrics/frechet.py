@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
-from unigs.files import hash_file
+from unigs.files import hash_file, new_file
 from unigs.metrics.extras import find_weights, import_extra, to_uint8
 from unigs.records import UnigsError
 
@@ -215,7 +215,7 @@ def _check_count(count: int, side: str) -> None:
 def write_statistics(path: Path, statistics: Statistics) -> None:
     """Write statistics and their checksum, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+    with new_file(path) as temp, open(temp, "wb") as file:
         np.savez(
             file,
             mean=statistics.mean,
@@ -223,7 +223,6 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
             count=statistics.count,
             sha256=statistics.sha256,
         )
-    os.replace(file.name, path)
 
 
 def read_statistics(path: Path) -> Statistics:

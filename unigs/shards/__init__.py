@@ -1,10 +1,10 @@
 """``Annotated`` records on disk: plain WebDataset tars with a manifest (annotations -> shards).
 
-``files`` writes whole files or none, ``samples`` turns one record into tar members and back,
-``manifest`` knows what lies where and its checksums, ``write`` and ``merge`` make shards from
-sources, ``verify`` finds any damage, ``read`` fetches one sample by its place. Stock
-``webdataset.WebDataset`` opens the tars too; the manifest adds what that cannot give: random
-access, counts, and checksums on every read.
+``schema`` and ``rows`` say what their files may hold, ``samples`` turns one record into tar members
+and back, ``manifest`` knows what lies where and its checksums, ``write``, ``inputs``, ``pool`` and
+``merge`` make shards from sources, ``verify`` finds any damage, ``read`` fetches one sample by its
+place. Stock ``webdataset.WebDataset`` opens the tars too; the manifest adds what that cannot give:
+random access, counts, and checksums on every read.
 """
 
 from unigs.files import DiskFull

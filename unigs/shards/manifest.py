@@ -2,15 +2,17 @@
 
 The manifest names, per shard, its samples, bytes and sha256; the category table; source, licence
 and options. The index holds one row of 20 bytes per sample (place, length, CRC-32 of everything the
-sample occupies, hash of its key), is read without pickles and mapped, not loaded: two million
-samples open in a fraction of a second. A ``digest`` over all of it names the data set: a training
-run that resumes refuses another one.
+sample occupies, hash of its key) and is read without pickles: two million samples open in a
+fraction of a second. A ``digest`` over all of it names the data set: a training run that resumes
+refuses another one. Both files may come from anyone: nothing in them is used before it is checked
+(``schema``), and no name in them leads out of their folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -20,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from unigs.files import hash_file
+from unigs.files import FileRefused, open_inside, read_inside
 from unigs.remote import Cache, RemoteError, is_remote, join_url
-from unigs.shards.files import ShardError, parse_json, read_json
+from unigs.shards.files import MAX_JSON_BYTES, ShardError, parse_json, read_json
+from unigs.shards.schema import BLOCK, MAX_SHARD_BYTES, check_folders, check_manifest, shorten
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -87,22 +90,40 @@ class Manifest:
     def span(self, shard: int, member: int) -> tuple[int, int, int]:
         """(offset in bytes, length in bytes, CRC-32) of one sample in its shard."""
         row = self.index[self._starts[shard] + member]  # type: ignore[attr-defined]
-        return int(row["block"]) * 512, int(row["blocks"]) * 512, int(row["crc"])
+        return int(row["block"]) * BLOCK, int(row["blocks"]) * BLOCK, int(row["crc"])
 
     def open(self, shard: int) -> int:
         """A descriptor of one shard, fetched first if it is remote.
 
         Raises:
-            ShardError: it is not there.
+            ShardError: it is not there, no plain file, or a link out of the folder.
         """
         wanted = self.shards[shard]
         url = join_url(self.folder, wanted.name)
         if self.cache:
             return self.cache.open(url, wanted.sha256, wanted.bytes)
-        try:
-            return os.open(url, os.O_RDONLY)
-        except OSError as error:
+        try:  # of any length: a reader checks every sample, and says which are hit
+            return open_inside(Path(self.folder), wanted.name, MAX_SHARD_BYTES)
+        except (OSError, FileRefused) as error:
             raise ShardError(f"expected the shard of a manifest, got {error}, at {url}") from error
+
+    def renew(self, shard: int) -> bool:
+        """Whether a shard is a local copy of a remote one, which then is hashed, and fetched again
+        if it is damaged.
+
+        Raises:
+            RemoteError: it could not be had.
+        """
+        if self.cache:
+            wanted = self.shards[shard]
+            self.cache.renew(join_url(self.folder, wanted.name), wanted.sha256, wanted.bytes)
+        return self.cache is not None
+
+    def describe(self, shard: int) -> str:
+        """Where a shard lies, and where its local copy, if it is remote."""
+        wanted = self.shards[shard]
+        url = join_url(self.folder, wanted.name)
+        return f"{url} (copy {self.cache.locate(url, wanted.sha256)})" if self.cache else url
 
     def warm(self, shard: int) -> None:
         """Fetch one remote shard ahead; whoever reads it is told if that fails."""
@@ -138,8 +159,9 @@ def list_folders(root: str, cache: Cache | None = None) -> list[str]:
     if is_remote(root):
         if root.rstrip("/").endswith(MANIFEST_NAME):
             return [root.rstrip("/").removesuffix(MANIFEST_NAME)]
-        names = parse_json((cache or Cache()).read(join_url(root, FOLDERS_NAME)), root)["folders"]
-        return [join_url(root, name) for name in names]
+        where = join_url(root, FOLDERS_NAME)
+        content = parse_json((cache or Cache()).read(where, MAX_JSON_BYTES), where)
+        return [join_url(root, name) for name in check_folders(content, where)]
     base = Path(root)
     if (base / MANIFEST_NAME).is_file():
         return [root]
@@ -149,7 +171,8 @@ def list_folders(root: str, cache: Cache | None = None) -> list[str]:
             f"expected a folder of shards ({MANIFEST_NAME} or {FOLDERS_NAME}), got {found}, at "
             f"{root}; `unigs shards` writes one, `unigs shards merge` finishes one made in parts"
         )
-    return [join_url(root, name) for name in read_json(base / FOLDERS_NAME)["folders"]]
+    content = read_json(base / FOLDERS_NAME)
+    return [join_url(root, name) for name in check_folders(content, str(base / FOLDERS_NAME))]
 
 
 def read_manifest(folder: str | os.PathLike[str], cache: Cache | None = None) -> Manifest:
@@ -161,15 +184,19 @@ def read_manifest(folder: str | os.PathLike[str], cache: Cache | None = None) ->
     folder = os.fspath(folder)
     cache = (cache or Cache()) if is_remote(folder) else None
     where = join_url(folder, MANIFEST_NAME)
-    content = parse_json(cache.read(where), where) if cache else read_json(Path(where))
-    if content.get("format") != FORMAT:
-        raise ShardError(f"expected shard format {FORMAT}, got {content.get('format')}, at {where}")
-    if content.get("digest") != digest_manifest(content):
-        raise ShardError(f"expected digest {content.get('digest')}, got other content, at {where}")
-    index = read_index(join_url(folder, INDEX_NAME), content["index_sha256"], cache)
+    if cache:
+        content = parse_json(cache.read(where, MAX_JSON_BYTES), where)
+    else:
+        content = read_json(Path(where))
+    if type(content.get("format")) is not int or content["format"] != FORMAT:
+        came = shorten(content.get("format"))
+        raise ShardError(f"expected shard format {FORMAT}, got {came}, at {where}")
+    check_manifest(content, where)
+    if content["digest"] != digest_manifest(content):
+        raise ShardError(f"expected digest {content['digest']}, got other content, at {where}")
     shards = tuple(Shard(**shard) for shard in content["shards"])
-    if len(index) != sum(shard.samples for shard in shards):
-        raise ShardError(f"expected one index row per sample, got {len(index)}, at {folder}")
+    index = read_index(folder, content["samples"], content["index_sha256"], cache)
+    check_index(index, shards, join_url(folder, INDEX_NAME))
     fields = ("source", "split", "licence", "options", "skipped", "digest")
     return Manifest(
         folder=folder,
@@ -197,18 +224,69 @@ def name_shard(folder: str, k: int) -> str:
     return f"{folder}-{k:06d}.tar"
 
 
-def read_index(url: str, sha256: str, cache: Cache | None = None) -> np.ndarray:
-    """The mapped index, after its checksum (a numpy header from elsewhere is never parsed)."""
-    path = cache.fetch(url, sha256) if cache else Path(url)
-    if cache and hash_file(path) != sha256:  # the copy was damaged since it was fetched
-        path.unlink(missing_ok=True)
-        path = cache.fetch(url, sha256)
-    if (came := hash_file(path)) != sha256:
+def read_index(folder: str, samples: int, sha256: str, cache: Cache | None = None) -> np.ndarray:
+    """The index, of the promised length and checksum, in memory: a mapped file that is cut while a
+    run reads it would end the run without a word. No numpy header is ever parsed: one is expected.
+
+    Raises:
+        ShardError: not there, or another than promised.
+        RemoteError: could not be had.
+    """
+    header = make_index_header(samples)
+    size = len(header) + samples * ROW.itemsize
+    url = join_url(folder, INDEX_NAME)
+    try:
+        if cache:
+            with open(cache.open(url, sha256, size, trust=False), "rb") as file:
+                data = file.read(size)
+        else:
+            data = read_inside(Path(folder), INDEX_NAME, size)
+    except (OSError, FileRefused) as error:
+        raise ShardError(f"expected an index of {size} bytes, got {error}, at {url}") from error
+    if (came := hashlib.sha256(data).hexdigest()) != sha256:
         raise ShardError(f"expected an index with sha256 {sha256}, got {came}, at {url}")
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    if len(data) != size or not data.startswith(header):
+        raise ShardError(f"expected {samples} rows of {ROW}, got another array, at {url}")
+    return np.frombuffer(data, ROW, offset=len(header))
+
+
+def make_index_header(samples: int) -> bytes:
+    """What numpy writes before ``ROW`` [samples]."""
+    header = io.BytesIO()
+    description = {"descr": ROW.descr, "fortran_order": False, "shape": (samples,)}
+    np.lib.format.write_array_header_1_0(header, description)
+    return header.getvalue()
+
+
+def check_index(index: np.ndarray, shards: tuple[Shard, ...], where: str) -> None:
+    """In every shard, samples lie one behind the other from its first block, and end inside of it.
+
+    Raises:
+        ShardError: names the first shard whose rows say something else.
+    """
+    at = 0
+    for shard in shards:
+        rows = index[at : at + shard.samples]
+        at += shard.samples
+        ends = np.cumsum(rows["blocks"], dtype=np.uint64)
+        starts = ends - rows["blocks"]
+        if not len(rows):
+            continue
+        if int(ends[-1]) * BLOCK > shard.bytes or (rows["block"] != starts).any():
+            raise ShardError(
+                f"expected samples one behind the other in {shard.bytes} bytes, got other places "
+                f"for {shard.name}, at {where}"
+            )
 
 
 def digest_manifest(content: Mapping[str, Any]) -> str:
-    """sha256 over a manifest's content, apart from itself and from the version that wrote it."""
+    """sha256 over a manifest's content, apart from itself and from the version that wrote it.
+
+    Raises:
+        ShardError: the content is nested too deep.
+    """
     body = {key: value for key, value in content.items() if key not in ("digest", "written_by")}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    try:
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    except RecursionError:
+        raise ShardError("expected a manifest of plain lists, got one nested too deep") from None

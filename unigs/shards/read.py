@@ -2,7 +2,8 @@
 
 Every read is checked: the bytes a sample occupies, tar headers and padding included, must have the
 length and CRC-32 of the manifest. A cut tar, a flipped bit or a foreign file is a
-:class:`DamagedSample`, never a short read.
+:class:`DamagedSample`, never a short read. Where the bytes come from a cache, its copy is then
+hashed, and fetched again if it is the copy that is damaged.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from unigs.records import Annotated
 from unigs.shards.manifest import Manifest
-from unigs.shards.samples import DamagedSample, decode_sample
+from unigs.shards.samples import MAX_SAMPLE_BYTES, DamagedSample, decode_sample
 
 
 class ShardReader:
@@ -34,6 +35,7 @@ class ShardReader:
         self._open_files = open_files
         self._files: OrderedDict[tuple[str, int], int] = OrderedDict()
         self._asked: set[tuple[str, int]] = set()
+        self._renewed: set[tuple[str, int]] = set()
         self._fetchers: ThreadPoolExecutor | None = None
 
     def read(self, name: str, shard: int, member: int) -> Annotated:
@@ -46,6 +48,7 @@ class ShardReader:
         Raises:
             DamagedSample: not the bytes that were written.
             ShardError: the shard is not there.
+            RemoteError: it could not be had.
         """
         where = self.describe(name, shard, member)
         return decode_sample(self.read_span(name, shard, member), where)
@@ -53,7 +56,12 @@ class ShardReader:
     def read_span(self, name: str, shard: int, member: int) -> bytes:
         """The checked tar members of one sample; see :meth:`read`."""
         offset, size, crc = self.manifests[name].span(shard, member)
+        if size > MAX_SAMPLE_BYTES:
+            where = self.describe(name, shard, member)
+            raise DamagedSample(f"expected at most {MAX_SAMPLE_BYTES} bytes, got {size} {where}")
         span = os.pread(self._open(name, shard), size, offset)
+        if (len(span) != size or zlib.crc32(span) != crc) and self._renew(name, shard):
+            span = os.pread(self._open(name, shard), size, offset)
         if len(span) != size:
             where = self.describe(name, shard, member)
             raise DamagedSample(f"expected {size} bytes, got {len(span)} (shard cut?) {where}")
@@ -61,6 +69,16 @@ class ShardReader:
             where = self.describe(name, shard, member)
             raise DamagedSample(f"expected CRC-32 {crc:08x}, got {came:08x} {where}")
         return span
+
+    def _renew(self, name: str, shard: int) -> bool:
+        """Whether a shard is a local copy, hashed again now, and opened anew; once a process."""
+        if (name, shard) in self._renewed:
+            return False
+        self._renewed.add((name, shard))
+        if not self.manifests[name].renew(shard):
+            return False
+        os.close(self._files.pop((name, shard)))
+        return True
 
     def prefetch(self, windows: Mapping[str, list[int]]) -> None:
         """Fetch remote shards in the background, four at a time, as far as their cache has room.
@@ -83,8 +101,7 @@ class ShardReader:
 
     def describe(self, name: str, shard: int, member: int) -> str:
         """A place in words."""
-        manifest = self.manifests[name]
-        return f"at sample {member} of {manifest.folder}/{manifest.shards[shard].name}"
+        return f"at sample {member} of {self.manifests[name].describe(shard)}"
 
     def close(self) -> None:
         """Close all files; reading opens them again."""

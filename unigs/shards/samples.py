@@ -18,15 +18,25 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from unigs.images import read_header
-from unigs.records import Annotated, Entity, UnigsError
+from unigs.images import MAX_PIXELS, read_header
+from unigs.records import Annotated, UnigsError
+from unigs.shards.rows import peek_size, read_meta
+from unigs.shards.schema import BLOCK
 
-BLOCK = 512
+MAX_SAMPLE_BYTES = 256 << 20
+"""Of all members of one sample; a longer one is neither written nor read."""
+
 LABELS_SUFFIX = "labels.png"
 META_SUFFIX = "json"
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}
 _EFFORT = 3
 """zlib's; on COCO's maps 2 KB larger than the usual 6, and read and written in 0.4 of the time."""
+
+_SAMPLE_ERRORS = (
+    *(ValueError, KeyError, TypeError, OSError, SyntaxError, EOFError, struct.error, UnigsError),
+    *(RecursionError, MemoryError, Image.DecompressionBombError, zlib.error),
+)
+"""What hostile members of one sample may raise: the fault of that sample, not of the run."""
 
 _END = bytes(2 * BLOCK)
 _RECORD = 20 * BLOCK
@@ -67,20 +77,26 @@ def decode_sample(span: bytes, where: str) -> Annotated:
     Raises:
         DamagedSample: the members are not those of one sample.
     """
-    members = list(split_members(span, where))
+    members = split_members(span, where)
     keys = {name.partition(".")[0] for name, _ in members}
     data = {name.partition(".")[2]: payload for name, payload in members}
     images = [ext for ext in data if ext not in (META_SUFFIX, LABELS_SUFFIX)]
-    if len(keys) != 1 or len(images) != 1 or len(data) != 3:
-        raise DamagedSample(f"expected picture, json and labels of one key, got {members} {where}")
+    if len(keys) != 1 or len(images) != 1 or len(data) != 3 or len(members) != 3:
+        names = [name for name, _ in members[:8]]
+        raise DamagedSample(f"expected picture, json and labels of one key, got {names!a} {where}")
+    key, image = keys.pop(), data[images[0]]
     try:
-        meta = json.loads(data[META_SUFFIX])
-        labels = decode_labels(data[LABELS_SUFFIX])
-        entities = tuple(Entity(**entity) for entity in meta["entities"])
-        source, unlabelled = meta["source"], meta["unlabelled"]
-    except (ValueError, KeyError, TypeError, OSError, SyntaxError) as error:
-        raise DamagedSample(f"expected a sample's members, got {error!r} {where}") from error
-    return Annotated(keys.pop(), data[images[0]], labels, entities, unlabelled, source)
+        check_key(key)
+        meta = read_meta(data[META_SUFFIX])
+        size = meta.width, meta.height
+        if (came := peek_size(image)) != size:
+            raise ValueError(f"expected a picture of {size[0]}x{size[1]}, got {came[0]}x{came[1]}")
+        labels = decode_labels(data[LABELS_SUFFIX], size)
+        if (most := int(labels.max(initial=0))) > len(meta.entities):
+            raise ValueError(f"expected labels to {len(meta.entities)}, got {most}")
+    except _SAMPLE_ERRORS as error:
+        raise DamagedSample(f"expected a sample's members, got {error!r:.300} {where}") from error
+    return Annotated(key, image, labels, meta.entities, meta.unlabelled, meta.source)
 
 
 def check_key(key: str) -> None:
@@ -102,12 +118,15 @@ def split_members(span: bytes, where: str) -> list[tuple[str, bytes]]:
     Raises:
         DamagedSample: a header is none, or the data are cut.
     """
-    members, at = [], 0
+    members: list[tuple[str, bytes]] = []
+    at = 0
     while at < len(span):
         try:
             header = tarfile.TarInfo.frombuf(span[at : at + BLOCK], "utf-8", "strict")
-        except tarfile.HeaderError as error:
+        except (tarfile.HeaderError, ValueError) as error:
             raise DamagedSample(f"expected a tar header, got {error} {where}") from error
+        if header.type != tarfile.REGTYPE:
+            raise DamagedSample(f"expected a plain file in the tar, got {header.name!a} {where}")
         data = span[at + BLOCK : at + BLOCK + header.size]
         if len(data) != header.size:
             raise DamagedSample(f"expected {header.size} bytes, got {len(data)} {where}")
@@ -160,10 +179,36 @@ def encode_labels(labels: np.ndarray) -> bytes:
     )
 
 
-def decode_labels(data: bytes) -> np.ndarray:
-    """uint16 [H, W] from a grey PNG."""
+def decode_labels(data: bytes, size_px: tuple[int, int] | None = None) -> np.ndarray:
+    """uint16 [H, W] from a grey PNG.
+
+    Args:
+        data: the encoded file.
+        size_px: (width, height) that it must have; looked at before a pixel is decoded.
+
+    Raises:
+        ValueError: not grey of 8 or 16 bits, larger than any picture, or of another size.
+        OSError: no PNG, or damaged.
+    """
+    if data[12:16] == b"IHDR" and len(data) >= 24:
+        check_label_size(struct.unpack_from(">II", data, 16), size_px)
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        check_label_size(image.size, size_px)  # a header may come twice, or late
+        if image.mode != "L" and not image.mode.startswith("I"):
+            raise ValueError(f"expected grey labels of 8 or 16 bits, got mode {image.mode}")
         return np.asarray(image).astype(np.uint16)
+
+
+def check_label_size(came: tuple[int, int], size_px: tuple[int, int] | None) -> None:
+    """(width, height) of a label map, before memory is taken for it.
+
+    Raises:
+        ValueError: larger than any picture, or another than ``size_px``.
+    """
+    if came[0] * came[1] > MAX_PIXELS:
+        raise ValueError(f"expected labels of at most {MAX_PIXELS} pixels, got {came}")
+    if size_px is not None and came != size_px:
+        raise ValueError(f"expected labels of size {size_px}, got {came}")
 
 
 def _encode_chunk(kind: bytes, data: bytes) -> bytes:

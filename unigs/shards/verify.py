@@ -9,17 +9,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from unigs.files import hash_file
+from unigs.files import hash_descriptor
 from unigs.remote import is_remote
-from unigs.shards.files import ShardError
+from unigs.shards.files import ShardError, tell_in_words
 from unigs.shards.manifest import (
     FOLDERS_NAME,
     MANIFEST_NAME,
     Manifest,
-    Shard,
     list_folders,
     read_manifest,
 )
+
+_PIECE_BYTES = 1 << 20
 
 
 def verify_shards(out: str, workers: int | None = None) -> None:
@@ -37,10 +38,11 @@ def verify_shards(out: str, workers: int | None = None) -> None:
     damage = []
     folders = list_folders(out)
     samples = 0
-    for folder in folders:
-        manifest = read_manifest(folder)
-        samples += len(manifest)
-        damage += find_foreign(manifest) + find_damage(manifest, workers)
+    with tell_in_words("read shards", out, "nothing was changed"):
+        for folder in folders:
+            manifest = read_manifest(folder)
+            samples += len(manifest)
+            damage += find_foreign(manifest) + find_damage(manifest, workers)
     known = {Path(folder) for folder in folders}
     for path in sorted(Path(out).glob(f"*/{MANIFEST_NAME}")):
         if path.parent not in known:
@@ -79,23 +81,34 @@ def check_shard(manifest: Manifest, k: int) -> list[str]:
     """What is wrong with one shard; empty if nothing is."""
     shard = manifest.shards[k]
     path = Path(manifest.folder) / shard.name
-    if not path.is_file():
-        return [f"{path}: missing"]
-    size = path.stat().st_size
-    if size != shard.bytes:
-        return [f"{path}: {size} bytes instead of {shard.bytes}"]
-    if hash_file(path) == shard.sha256:
-        return []
-    return [f"{path}: changed {locate_damage(manifest, k, shard, path)}"]
+    try:
+        descriptor = manifest.open(k)
+    except ShardError as error:
+        return [f"{path}: {error}" if os.path.lexists(path) else f"{path}: missing"]
+    try:
+        size = os.fstat(descriptor).st_size
+        if size != shard.bytes:
+            return [f"{path}: {size} bytes instead of {shard.bytes}"]
+        if hash_descriptor(descriptor) == shard.sha256:
+            return []
+        return [f"{path}: changed {locate_damage(manifest, k, descriptor)}"]
+    finally:
+        os.close(descriptor)
 
 
-def locate_damage(manifest: Manifest, k: int, shard: Shard, path: Path) -> str:
+def locate_damage(manifest: Manifest, k: int, descriptor: int) -> str:
     """Which samples of a changed shard are hit."""
     hit = []
-    with open(path, "rb") as file:
-        for member in range(shard.samples):
-            offset, size, crc = manifest.span(k, member)
-            file.seek(offset)
-            if zlib.crc32(file.read(size)) != crc:
-                hit.append(member)
+    for member in range(manifest.shards[k].samples):
+        offset, size, crc = manifest.span(k, member)
+        if crc_span(descriptor, offset, size) != crc:
+            hit.append(member)
     return f"in samples {hit}" if hit else "after the last sample"
+
+
+def crc_span(descriptor: int, offset: int, size: int) -> int:
+    """CRC-32 of a span, in bounded memory."""
+    crc = 0
+    for at in range(offset, offset + size, _PIECE_BYTES):
+        crc = zlib.crc32(os.pread(descriptor, min(_PIECE_BYTES, offset + size - at), at), crc)
+    return crc

@@ -9,33 +9,39 @@ is made from the receipts and comes last. Killed at any moment, the same command
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
-import threading
-import time
 import zlib
 from base64 import b64encode
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
 from unigs.files import hash_file, new_file, write_json
+from unigs.locks import lock_file, lock_folder
 from unigs.records import Skips, TooManySkips, UnigsError
-from unigs.shards.files import ShardError, read_json
+from unigs.shards.files import ShardError, read_json, tell_in_words
+from unigs.shards.inputs import (
+    HOW_TO_GO_ON,
+    hash_files,
+    is_unchanged,
+    list_changes,
+    refuse_other,
+    stamp_inputs,
+)
 from unigs.shards.manifest import ROW, count_shards, name_folder, name_shard
-from unigs.shards.merge import RECEIPTS, SOURCE_NAME, merge_shards
-from unigs.shards.samples import BLOCK, encode_sample, end_archive
+from unigs.shards.merge import RECEIPTS, SOURCE_NAME, merge_shards, read_receipt
+from unigs.shards.pool import get_source, heed_stop, open_pool
+from unigs.shards.samples import BLOCK, MAX_SAMPLE_BYTES, encode_sample, end_archive
+from unigs.shards.schema import is_name
 
 if TYPE_CHECKING:
     from unigs.annotations.base import Source
 
-_source: Source | None = None  # in a worker process: the source it writes from
+Check = Literal["time", "hash"]
+"""How a finished shard is compared with its inputs: by their sizes and times, or by content."""
 
 
 def write_shards(
@@ -47,12 +53,13 @@ def write_shards(
     workers: int | None = None,
     part: str = "1/1",
     max_skip_fraction: float = 0.1,
+    check: Check = "time",
 ) -> None:
     """Write data sets as WebDataset shards with manifests, one folder per source and split.
 
     Killed or out of disk, run it again: finished shards are checked and kept, and the result is the
-    same to the byte. To share the work, run parts 1/16 to 16/16 anywhere, then
-    `unigs shards merge`.
+    same to the byte. If annotations or pictures have changed since, that is refused in words. To
+    share the work, run parts 1/16 to 16/16 anywhere, then `unigs shards merge`.
 
     Args:
         out: folder to write to; other inputs or options need another one.
@@ -63,10 +70,13 @@ def write_shards(
         workers: processes; by default one per core.
         part: which part of how many to write, for example 3/16.
         max_skip_fraction: stop if more than this share of a source's pictures is unusable.
+        check: how finished shards are compared with their inputs: by sizes and times (`time`), or
+            by making them again (`hash`).
 
     Raises:
         UnigsError: bad input, no usable picture, another data set in the folder, too many skips, or
             a full disk.
+        FolderBusy: another process writes the same part there.
     """
     from unigs.annotations import find_sources
 
@@ -74,11 +84,20 @@ def write_shards(
     mine, of = read_part(part)
     for source in sources:
         source.require_pictures()
-        skips = write_source(source, out, samples_per_shard, workers, (mine, of), max_skip_fraction)
-        for line in source.tell_losses(skips):
-            tqdm.write(line)
+    with tell_in_words("write shards", out, "finished shards are kept: run the same command again"):
+        for source in sources:
+            places = (mine, of)
+            skips = write_source(
+                source, out, samples_per_shard, workers, places, max_skip_fraction, check
+            )
+            for line in source.tell_losses(skips):
+                tqdm.write(line)
     if of == 1:
         merge_shards(out)
+    else:
+        print(
+            f"part {part} is written, at {out}; after the last part: unigs shards merge --out {out}"
+        )
 
 
 def write_source(
@@ -88,6 +107,7 @@ def write_source(
     workers: int | None = None,
     part: tuple[int, int] = (1, 1),
     max_skip_fraction: float = 0.1,
+    check: Check = "time",
 ) -> Skips:
     """Write one part of one source's shards and their receipts; see :func:`write_shards`.
 
@@ -95,13 +115,19 @@ def write_source(
         What this part left out, by reason.
     """
     folder = prepare_folder(source, Path(out), samples_per_shard)
-    mine = range(part[0] - 1, count_shards(len(source), samples_per_shard), part[1])
+    shards = range(count_shards(len(source), samples_per_shard))
+    mine = shards[part[0] - 1 :: part[1]]
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(mine)))
     skips, missing = Skips(), 0
     total = sum(len(pick_samples(len(source), samples_per_shard, k)) for k in mine)
     bar = tqdm(total=total, desc=folder.name, unit=" pictures", smoothing=0.05)
-    with bar, open_pool(source, workers) as submit:
-        for receipt in submit(mine, folder, samples_per_shard):
+    work = f"unigs shards --part {part[0]}/{part[1]}"
+    lock = lock_folder(folder, work, f".part-{part[0]}-of-{part[1]}.lock")
+    with lock, bar, open_pool(source, workers) as submit:
+        others = [(k, folder, samples_per_shard, check) for k in shards if k not in mine]
+        list(submit(check_foreign, others))
+        calls = [(k, folder, samples_per_shard, check) for k in mine]
+        for receipt in submit(write_shard, calls):
             skips.update(Skips(receipt["skipped"], receipt["examples"]))
             bar.update(receipt["pictures"])
             missing += receipt["pictures"] - receipt["samples"]
@@ -113,31 +139,6 @@ def write_source(
     return skips
 
 
-@contextmanager
-def open_pool(source: Source, workers: int) -> Iterator[Any]:
-    """Give a function that writes shards in processes and yields receipts as they finish."""
-    if workers == 1:
-        _set_source(source)
-        yield lambda shards, folder, n: (write_shard(k, folder, n) for k in shards)
-        return
-    # Forked workers share the source's index; other platforms pickle it once per worker.
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    context = multiprocessing.get_context(method)
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (source, os.getpid()))
-    try:
-        yield lambda shards, folder, n: (
-            done.result()
-            for done in as_completed([pool.submit(write_shard, k, folder, n) for k in shards])
-        )
-    except BrokenProcessPool:
-        raise UnigsError(
-            "expected the writing processes to live, got one killed (out of memory?); finished "
-            "shards are kept: run the same command again, perhaps with fewer workers"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def prepare_folder(source: Source, out: Path, samples_per_shard: int) -> Path:
     """Make the source's folder and say in ``source.json`` what its shards are made of.
 
@@ -146,8 +147,9 @@ def prepare_folder(source: Source, out: Path, samples_per_shard: int) -> Path:
     """
     if samples_per_shard < 1:
         raise UnigsError(f"expected samples_per_shard of at least 1, got {samples_per_shard}")
-    folder = out / name_folder(source.name, source.split)
-    keys = hashlib.sha256("\n".join(source.keys).encode()).hexdigest()
+    folder = out / (name := name_folder(source.name, source.split))
+    if not (is_name(name) and is_name(source.name) and is_name(source.split)):
+        raise ShardError(f"expected a source whose name a file can have, got {name!a}")
     content = {
         "source": source.name,
         "split": source.split,
@@ -155,40 +157,92 @@ def prepare_folder(source: Source, out: Path, samples_per_shard: int) -> Path:
         "categories": list(source.categories),
         "options": {"samples_per_shard": samples_per_shard},
         "pictures": len(source),
-        "keys_sha256": keys,
+        "keys_sha256": hashlib.sha256("\n".join(source.keys).encode()).hexdigest(),
         "skipped_by_index": dict(sorted(source.skips.counts.items())),
+        "inputs": hash_files(source),
     }
     (folder / RECEIPTS).mkdir(parents=True, exist_ok=True)
     path = folder / SOURCE_NAME
-    if not path.exists():
-        write_json(path, content)
-    elif (came := read_json(path)) != content:
-        other = sorted(key for key in content if came.get(key) != content[key])
-        raise ShardError(f"expected a folder for the same input, got another {other}, at {folder}")
+    with lock_file(folder / ".source.lock", "unigs shards", wait=True):
+        came = read_json(path) if path.exists() else None
+        if came is not None:
+            refuse_mixture({"inputs": content["inputs"], **came}, content, folder)
+        if came != content:
+            write_json(path, content)
     return folder
 
 
-def write_shard(k: int, folder: Path, samples_per_shard: int) -> dict[str, Any]:
-    """Write shard ``k`` unless it is there and whole, and return its receipt.
+def refuse_mixture(known: dict[str, Any], content: dict[str, Any], folder: Path) -> None:
+    """Shards of other inputs or options may not lie in one folder with these.
+
+    Raises:
+        ShardError: names what is another, and what to do.
+    """
+    other = sorted(key for key in content if known.get(key) != content[key])
+    if not other:
+        return
+    files = list_changes(dict(known["inputs"]), content["inputs"])
+    changed = f" (changed: {', '.join(files)})" if files else ""
+    raise ShardError(
+        f"expected a folder for the same input, got another {other}{changed}, at {folder}; "
+        f"{HOW_TO_GO_ON}"
+    )
+
+
+def write_shard(k: int, folder: Path, samples_per_shard: int, check: Check) -> dict[str, Any]:
+    """Write shard ``k`` unless it is there, whole, and of the same inputs; return its receipt.
 
     Raises:
         DiskFull: with nothing lost.
-        ShardError: the disk gave back other bytes than were written.
+        ShardError: the disk gave back other bytes than were written, or a finished shard is of
+            other pictures or annotations.
+        FolderBusy: another process is at this shard.
     """
-    assert _source is not None
+    source = get_source()
+    wanted = pick_samples(len(source), samples_per_shard, k)
     path = folder / name_shard(folder.name, k)
-    receipt_path = folder / RECEIPTS / f"{path.name}.json"
-    if (known := read_receipt(receipt_path)) and hash_file(path) == known["sha256"]:
-        return known
-    for left in folder.glob(f"{path.name}.*.tmp"):
-        left.unlink(missing_ok=True)  # of a process killed while it wrote this shard
-    with new_file(path) as temp:
-        receipt = fill_shard(_source, pick_samples(len(_source), samples_per_shard, k), temp)
-        if (came := hash_file(temp)) != receipt["sha256"]:
-            raise ShardError(f"expected sha256 {receipt['sha256']} back, got {came}, at {temp}")
-    receipt = {"name": path.name, **receipt}
-    write_json(receipt_path, receipt)
+    with lock_file(folder / RECEIPTS / f"{path.name}.lock", f"a writer of {path.name}"):
+        known = find_receipt(folder, path.name)
+        stamp = stamp_inputs(source, wanted)  # before a byte is read: what changes later is seen
+        kept = known is not None and check == "time" and is_unchanged(known.get("inputs"), stamp)
+        if known and kept and hash_file(path) == known["sha256"]:
+            return known
+        for left in folder.glob(f"{path.name}.*.tmp"):
+            left.unlink(missing_ok=True)  # of a process killed while it held the lock
+        with new_file(path) as temp:
+            receipt = {"name": path.name, **fill_shard(source, wanted, temp), "inputs": stamp}
+            if known and known["sha256"] != receipt["sha256"]:
+                refuse_other(known, receipt, [source.keys[i] for i in wanted], str(folder))
+            if (came := hash_file(temp)) != receipt["sha256"]:
+                raise ShardError(f"expected sha256 {receipt['sha256']} back, got {came}, at {temp}")
+        write_json(folder / RECEIPTS / f"{path.name}.json", receipt)
     return receipt
+
+
+def check_foreign(k: int, folder: Path, samples_per_shard: int, check: Check) -> None:
+    """Refuse to go on beside a finished shard of another part that is of other inputs.
+
+    Raises:
+        ShardError: it is.
+    """
+    source, name = get_source(), name_shard(folder.name, k)
+    known = find_receipt(folder, name)
+    if known is None:
+        return
+    wanted = pick_samples(len(source), samples_per_shard, k)
+    stamp = stamp_inputs(source, wanted)
+    if check == "time" and is_unchanged(known.get("inputs"), stamp, foreign=True):
+        return
+    receipt = fill_shard(source, wanted, Path(os.devnull))
+    if known["sha256"] != receipt["sha256"]:
+        refuse_other(known, receipt, [source.keys[i] for i in wanted], str(folder))
+
+
+def find_receipt(folder: Path, name: str) -> dict[str, Any] | None:
+    """The receipt of a shard, or None if it is not finished, or its receipt is damaged."""
+    with suppress(ShardError):
+        return read_receipt(folder, name)
+    return None
 
 
 def fill_shard(source: Source, wanted: range, temp: Path) -> dict[str, Any]:
@@ -196,10 +250,14 @@ def fill_shard(source: Source, wanted: range, temp: Path) -> dict[str, Any]:
     skips, rows, digest, size = Skips(), [], hashlib.sha256(), 0
     with open(temp, "wb") as file:
         for i in wanted:
+            heed_stop()
             sample = source.load(i, skips)
             if sample is None:
                 continue
             span = encode_sample(sample)
+            if len(span) > MAX_SAMPLE_BYTES:
+                skips.add(f"sample larger than {MAX_SAMPLE_BYTES >> 20} MiB", sample.key)
+                continue
             rows.append((size // BLOCK, len(span) // BLOCK, zlib.crc32(span), hash_key(sample.key)))
             digest.update(span)
             size += file.write(span)
@@ -215,11 +273,6 @@ def fill_shard(source: Source, wanted: range, temp: Path) -> dict[str, Any]:
         "examples": dict(sorted(skips.examples.items())),
         "rows": b64encode(np.array(rows, ROW).tobytes()).decode(),
     }
-
-
-def read_receipt(path: Path) -> dict[str, Any] | None:
-    """What a finished shard holds, or None if it is not finished."""
-    return read_json(path) if path.exists() else None
 
 
 def hash_key(key: str) -> int:
@@ -238,20 +291,3 @@ def read_part(part: str) -> tuple[int, int]:
     if first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second):
         return int(first), int(second)
     raise UnigsError(f"expected a part like 3/16, with 1 <= 3 <= 16, got {part!r}")
-
-
-def _set_source(source: Source) -> None:
-    global _source
-    _source = source
-
-
-def _start_worker(source: Source, parent: int) -> None:
-    """A worker ends soon after its parent, however that died."""
-    _set_source(source)
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
-
-
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
