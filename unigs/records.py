@@ -39,6 +39,10 @@ class UnigsError(Exception):
     """Bad input, told in three parts: what was expected, what came, where."""
 
 
+class UnigsWarning(UserWarning):
+    """What a user should know and may have meant; the command line prints it as one line."""
+
+
 class TooManySkips(UnigsError):
     """More samples were unusable than the run allows."""
 
@@ -202,3 +206,9 @@ class Skips:
     def __str__(self) -> str:
         rows = [f"{n} x {why} (e.g. {self.examples[why]})" for why, n in self.counts.most_common()]
         return "; ".join(rows) or "nothing skipped"
+
+
+def show(text: object) -> str:
+    """Text from data as one printable line: control characters, terminal escapes, line breaks,
+    marks that turn the direction of writing, and lone surrogates are shown as their escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
