@@ -6,50 +6,100 @@ In: what ``unigs fit`` leaves. Out: a folder of stock components (safetensors) f
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from unigs.callbacks import read_ema
 from unigs.data import JOINT_SOURCES, UniGSData
+from unigs.diffusion.base import locate_base
+from unigs.diffusion.folders import INDEX
+from unigs.diffusion.single import read_pickle
+from unigs.diffusion.weights import check_file, check_finite, in_words
 from unigs.evaluation.judging import sheet_row
 from unigs.evaluation.predictors import run_batch
+from unigs.files import new_folder, write_bytes
+from unigs.images import encode_image
 from unigs.pictures import SHEET_TITLES, draw_sheet
 from unigs.pipeline import Solver, UniGSPipeline
-from unigs.records import TASKS, UnigsError
+from unigs.records import TASKS, UnigsError, show
 from unigs.tasks import TaskOptions
 from unigs.training import UniGS
 
 
-def load_checkpoint(path: str, ema: bool = True) -> UniGS:
-    """The module of a training checkpoint, in evaluation mode.
+def load_checkpoint(path: str, ema: bool = True, base: str | None = None) -> UniGS:
+    """The module of a training checkpoint, in evaluation mode; nothing in the file is run.
 
     Args:
         path: a ``.ckpt`` file of ``unigs fit``.
         ema: take the averaged weights where the checkpoint holds them.
+        base: the base it was trained from; None takes the one that the checkpoint names, which is
+            data: looked for here and in the hub's local cache, and never fetched.
 
     Raises:
-        UnigsError: no such file, or weights of another model.
+        UnigsError: no such file, a damaged or foreign one, its base not found, or weights that are
+            of another model or not finite.
     """
-    if not Path(path).is_file():
+    where = Path(path)
+    if not where.exists():
         raise UnigsError(f"expected a checkpoint file, found none at {path!r}")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    settings = checkpoint["hyper_parameters"].items()
-    model = UniGS(**{k: v for k, v in settings if not k.startswith("_")})  # LightningCLI adds some
-    model.on_load_checkpoint(checkpoint)
-    model.load_state_dict(checkpoint["state_dict"], strict=False)
-    averaged = read_ema(checkpoint) if ema else None
-    if averaged is not None:
-        model.unet.load_state_dict(averaged)
+    checkpoint = read_checkpoint(where)
+    with in_words("a checkpoint of unigs fit", where):
+        stored = checkpoint["hyper_parameters"].items()
+        settings = {k: v for k, v in stored if not k.startswith("_")}  # LightningCLI adds some
+        settings |= find_base(settings, base, where)
+        model = UniGS(**settings)
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"], strict=False)
+        averaged = read_ema(checkpoint) if ema else None
+        if averaged is not None:
+            model.unet.load_state_dict(averaged)
+    check_finite(model.unet.state_dict().items(), where)
     return model.eval()
 
 
-def export_pipeline(checkpoint: str, out: str, ema: bool = True, half: bool = False) -> None:
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What ``unigs fit`` saved.
+
+    Raises:
+        UnigsError: empty, cut, a pointer, a pickle that would run code, or something else.
+    """
+    check_file(path)
+    checkpoint = read_pickle(path)
+    needs = ("hyper_parameters", "state_dict")
+    there = list(checkpoint) if isinstance(checkpoint, dict) else [type(checkpoint).__name__]
+    if not all(isinstance(checkpoint[k], dict) if k in there else False for k in needs):
+        found = ", ".join(map(str, there[:5])) or "nothing"
+        raise UnigsError(
+            f"expected a checkpoint of unigs fit, with {' and '.join(needs)}, got one with "
+            f"{show(found)}, at {path}"
+        )
+    return checkpoint
+
+
+def find_base(settings: dict[str, Any], base: str | None, path: Path) -> dict[str, Any]:
+    """Settings of the base: where it lies here. The hub is asked only for what a user typed.
+
+    Raises:
+        UnigsError: not found.
+    """
+    if base is not None:
+        return {"base": base, "revision": None}
+    named, revision = settings.get("base"), settings.get("revision")
+    try:
+        if not isinstance(named, str) or not isinstance(revision, str | None):
+            raise UnigsError(f"expected the name of a base, got {named!r} ({revision!r})")
+        return {"base": str(locate_base(named, revision, download=False)), "revision": None}
+    except UnigsError as error:
+        raise UnigsError(f"{error}, named by {path}; give its base with --base") from error
+
+
+def export_pipeline(
+    checkpoint: str, out: str, ema: bool = True, half: bool = False, base: str | None = None
+) -> None:
     """Write a pipeline folder from a training checkpoint.
 
     Args:
@@ -57,8 +107,11 @@ def export_pipeline(checkpoint: str, out: str, ema: bool = True, half: bool = Fa
         out: folder to write; an older pipeline there is replaced at once or not at all.
         ema: export the averaged weights where the checkpoint holds them.
         half: store weights in half precision.
+        base: the base it was trained from, if it is not where the checkpoint says; a name inside
+            a checkpoint is never downloaded, one that you give may be.
     """
-    save_pipeline(load_checkpoint(checkpoint, ema).make_pipeline(), out, half)
+    check_target(Path(out))
+    save_pipeline(load_checkpoint(checkpoint, ema, base).make_pipeline(), out, half)
 
 
 def save_pipeline(pipeline: UniGSPipeline, out: str, half: bool = False) -> None:
@@ -70,20 +123,31 @@ def save_pipeline(pipeline: UniGSPipeline, out: str, half: bool = False) -> None
         half: store weights in half precision.
 
     Raises:
+        UnigsError: other files lie there, or weights are not finite, at half precision perhaps.
+    """
+    target = Path(out)
+    check_target(target)
+    pipeline.vae.register_to_config(_name_or_path="")  # where the base lay is nobody's business
+    if half:
+        pipeline.to(torch.float16)
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        where = f"{type(part).__name__}{' in half precision' * half}"
+        check_finite(part.state_dict().items(), where)
+    with new_folder(target) as folder, in_words("room and rights to write", target):
+        pipeline.save_pretrained(folder)
+    print(f"wrote the pipeline to {target}")
+
+
+def check_target(target: Path) -> None:
+    """Refuse to replace anything but a pipeline or an empty folder.
+
+    Raises:
         UnigsError: other files lie there.
     """
-    pipeline.vae.register_to_config(_name_or_path="")  # where the base lay is nobody's business
-    target = Path(out)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        folder = Path(scratch) / "pipeline"
-        (pipeline.to(torch.float16) if half else pipeline).save_pretrained(folder)
-        if target.exists():
-            if not (target / "model_index.json").exists():
-                raise UnigsError(f"expected a pipeline or nothing at {target}, found other files")
-            target.rename(Path(scratch) / "old")
-        shutil.move(folder, target)
-    print(f"wrote the pipeline to {target}")
+    if not target.exists() or (target / INDEX).exists():
+        return
+    if not target.is_dir() or any(target.iterdir()):
+        raise UnigsError(f"expected a pipeline or nothing at {target}, found other files")
 
 
 def render_sheet(
@@ -137,5 +201,5 @@ def render_sheet(
         rows += [sheet_row(batch, prediction, i) for i in range(len(batch))]
     sheet = draw_sheet(SHEET_TITLES, rows, tile_px=max(128, min(256, resolution_px)))
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.ascontiguousarray(sheet.transpose(1, 2, 0))).save(out)
+    write_bytes(Path(out), encode_image(np.ascontiguousarray(sheet.transpose(1, 2, 0)), "PNG"))
     print(f"wrote {out}")

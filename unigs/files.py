@@ -64,7 +64,7 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises:
         DiskFull: no room; nothing of the new file is left.
     """
-    temp = path.with_name(f"{path.name[:160]}.{uuid.uuid4().hex}.tmp")
+    temp = _name_temp(path)
     try:
         yield temp
         sync(temp)
@@ -91,12 +91,16 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         DiskFull: no room; the old folder is as it was.
+        NotADirectoryError: a file lies there.
     """
+    path = path.resolve()  # what a link leads to is replaced, and the link stays
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     previous = path.with_name(f"{path.name}.previous")
     if previous.exists() and not path.exists():
         previous.rename(path)
-    temp = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temp = _name_temp(path)
     try:
         temp.mkdir()
         yield temp
@@ -117,6 +121,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+
+
+def _name_temp(path: Path) -> Path:
+    """A name beside ``path`` that nobody has, no longer than file systems allow (255 bytes)."""
+    stem = os.fsdecode(os.fsencode(path.name)[:160])
+    return path.with_name(f"{stem}.{uuid.uuid4().hex}.tmp")
 
 
 def _exchange(one: Path, other: Path) -> bool:

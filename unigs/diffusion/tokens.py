@@ -186,6 +186,11 @@ def find_unreachable(tokenizer: Any) -> list[str]:
     )
 
 
+def as_utf8(text: str) -> str:
+    """A text that a tokenizer takes: a lone surrogate becomes its escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def find_cut(tokenizer: Any, prompts: Sequence[str], length: int) -> dict[str, str]:
     """What a text encoder never sees of prompts that are too long.
 
@@ -199,7 +204,7 @@ def find_cut(tokenizer: Any, prompts: Sequence[str], length: int) -> dict[str, s
     """
     cut = {}
     for prompt in dict.fromkeys(prompts):
-        tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        tokens = tokenizer(as_utf8(prompt), truncation=False, verbose=False).input_ids
         if len(tokens) > length:
             cut[prompt] = tokenizer.decode(tokens[length - 1 : -1], skip_special_tokens=True)
     return cut
