@@ -139,14 +139,12 @@ def save_pipeline(pipeline: UniGSPipeline, out: str, half: bool = False) -> None
 
 
 def check_target(target: Path) -> None:
-    """Refuse to replace anything but a pipeline or an empty folder.
+    """Refuse to replace anything but a pipeline.
 
     Raises:
-        UnigsError: other files lie there.
+        UnigsError: something else lies there.
     """
-    if not target.exists() or (target / INDEX).exists():
-        return
-    if not target.is_dir() or any(target.iterdir()):
+    if target.exists() and not (target / INDEX).exists():
         raise UnigsError(f"expected a pipeline or nothing at {target}, found other files")
 
 

@@ -43,6 +43,7 @@ from unigs.diffusion.folders import (
 )
 from unigs.diffusion.objective import draw_noise, given_streams
 from unigs.diffusion.tokens import find_cut
+from unigs.diffusion.weights import in_words
 from unigs.records import TASKS, Prediction, UnigsError, UnigsWarning, show
 from unigs.tasks import RECIPES
 
@@ -151,9 +152,10 @@ class UniGSPipeline(DiffusionPipeline):
             UnigsError: the folder holds no pipeline, or one that is damaged or of other parts than
                 ours; names the file.
         """
-        settings = read_settings(Path(folder))
-        check_digests(Path(folder))
-        parts = load_folder(Path(folder))
+        with in_words("a pipeline folder", repr(folder)):
+            settings = read_settings(Path(folder))
+            check_digests(Path(folder))
+            parts = load_folder(Path(folder))
         towers = parts.towers
         return cls(
             towers.vae, towers.text_encoder, towers.tokenizer, parts.unet, parts.scheduler,

@@ -183,9 +183,10 @@ def run_request(
         "masks": masks,
     }
     sheet = draw_rows([(batch, prediction)], side_px, truth=False)
+    found = f"{len(masks)} {'entity' if len(masks) == 1 else 'entities'}"
     print(
         f"{sample.task} of {show(sample.key)}, {width} x {height} px, by a model run at "
-        f"{side_px} px, {sample.prompt!r}: {len(masks)} {'entity' if len(masks) == 1 else 'entities'}"
+        f"{side_px} px, {sample.prompt!r}: {found}"
     )
     return {
         "image.png": encode_pixels(prediction.image[0].numpy()),

@@ -292,7 +292,12 @@ def check_scheduler(scheduler, where: Path) -> None:
             f"expected a prediction_type of {', '.join(PREDICTION_TYPES)}, got "
             f"{config.prediction_type!r}, at {where}"
         )
-    falls = bool((left.diff() <= 0).all()) and bool(left[0] < 1) and bool(left[-1] >= 0)
+    falls = (
+        len(left) > 1
+        and bool((left.diff() <= 0).all())
+        and bool(left[0] < 1)
+        and bool(left[-1] >= 0)
+    )
     if not left.isfinite().all() or not falls:
         raise UnigsError(f"expected betas that add noise at every step, got others, at {where}")
     if config.rescale_betas_zero_snr and config.prediction_type == "epsilon":

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from unigs.codec.palette import MAX_CELLS, Assignment, cell_colours
-from unigs.diffusion.weights import in_words, read_config
+from unigs.diffusion.tokens import check_vocabulary
+from unigs.diffusion.weights import check_file, in_words, read_config
 from unigs.files import hash_file, write_json
 from unigs.records import UnigsError, UnigsWarning
 
@@ -104,6 +105,7 @@ def check_digests(folder: Path) -> None:
     Raises:
         UnigsError: names the file that was changed, is missing, or was added.
     """
+    check_vocabulary(folder / "tokenizer")  # its loss is told as what it is
     path = folder / DIGESTS
     if not path.exists():
         warnings.warn(
@@ -117,6 +119,8 @@ def check_digests(folder: Path) -> None:
         with in_words("a readable file", folder / name):
             digest = hash_file(folder / name) if name in found else ""
         if digest != recorded.get(name):
+            if digest:
+                check_file(folder / name)  # an empty file or a pointer says more than its digest
             what = "changed" if digest and name in recorded else "added" if digest else "missing"
             raise UnigsError(
                 f"expected the files that {DIGESTS} records, got {name} {what}, at {folder}; fetch "

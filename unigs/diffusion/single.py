@@ -168,8 +168,11 @@ def read_pickle(path: Path) -> Any:
             )
         stand_ins: list[Any] = [(_StandIn, name) for name in named]
         allowed = torch.serialization.safe_globals(stand_ins) if named else nullcontext()
-        with allowed:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+        with allowed, open(path, "rb") as file:
+            if path.name.lower().endswith(".safetensors"):  # torch would go by the name
+                return torch.load(file, **options)
+            return torch.load(str(path), mmap=True, **options)
 
 
 class _StandIn:

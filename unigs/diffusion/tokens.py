@@ -109,25 +109,31 @@ def _clip_letters() -> list[str]:
 # --- loading -------------------------------------------------------------------------------------
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """A ``CLIPTokenizer`` with the vocabulary that its folder holds.
+def check_vocabulary(folder: Path) -> None:
+    """Look for the files of a vocabulary and at their form.
 
     Raises:
-        UnigsError: no vocabulary there, or files that are cut or damaged; names them.
+        UnigsError: none there, or files that are cut or damaged; names them.
     """
     whole, parts = folder / "tokenizer.json", (folder / "vocab.json", folder / "merges.txt")
-    if whole.exists():
-        read_config(whole)
-    elif all(part.exists() for part in parts):
-        read_config(parts[0])
-        check_file(parts[1])
-    else:
+    if not whole.exists() and not all(part.exists() for part in parts):
         raise UnigsError(
             "expected the vocabulary of the text encoder: tokenizer.json, or vocab.json with "
             f"merges.txt, found neither, at {folder}"
         )
     for config in sorted(folder.glob("*.json")):
         read_config(config)
+    if parts[1].exists():
+        check_file(parts[1])
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """A ``CLIPTokenizer`` with the vocabulary that its folder holds.
+
+    Raises:
+        UnigsError: no vocabulary there, or files that are cut or damaged; names them.
+    """
+    check_vocabulary(folder)
     from transformers import CLIPTokenizer
 
     with in_words("a CLIP tokenizer", folder):
