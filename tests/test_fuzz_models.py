@@ -144,7 +144,8 @@ def test_damaged_masks_are_refused_in_words():
     pictures = [
         (Image.fromarray(grey), "PNG"), (Image.fromarray(layers), "PNG"),
         (Image.fromarray(grey.astype(np.uint16) * 200), "PNG"), (Image.fromarray(grey), "JPEG"),
-        (Image.fromarray(layers).convert("RGB").quantize(9), "PNG"), (Image.fromarray(grey), "TIFF"),
+        (Image.fromarray(layers).convert("RGB").quantize(9), "PNG"),
+        (Image.fromarray(grey), "TIFF"),
         (Image.fromarray(layers), "WEBP"), (Image.fromarray(grey).convert("1"), "PNG"),
     ]  # fmt: skip
     files = []

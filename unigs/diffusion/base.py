@@ -25,8 +25,15 @@ from unigs.diffusion.encoders import LATENT_CHANNELS, FrozenTowers
 from unigs.diffusion.objective import PREDICTION_TYPES
 from unigs.diffusion.presets import AUTOENCODER, PRESETS, vae_config, write_configs
 from unigs.diffusion.single import read_single_file
-from unigs.diffusion.tokens import check_tokenizer, load_tokenizer
-from unigs.diffusion.weights import check_numbers, in_words, load_module, read_config
+from unigs.diffusion.tokens import check_tokenizer, check_vocabulary, load_tokenizer
+from unigs.diffusion.weights import (
+    check_numbers,
+    find_weights,
+    in_words,
+    load_module,
+    read_config,
+    read_tensors,
+)
 from unigs.files import new_folder
 from unigs.records import UnigsError, UnigsWarning
 from unigs.synthetic.scenes import STUFF_IDS, THING_IDS
@@ -204,6 +211,19 @@ def load_folder(folder: Path) -> Components:
     unet = load_module(UNet2DConditionModel, folder / "unet", _STEM)
     check_parts(unet, text, folder)
     return Components(unet, FrozenTowers(vae, text, tokenizer), scheduler)
+
+
+def check_files(folder: Path) -> None:
+    """Look at the files of a stock pipeline before its own loader does; headers alone are read.
+
+    Raises:
+        UnigsError: weights that are missing, cut or pointers, or no vocabulary; names the file.
+    """
+    for part in ("unet", "vae", "text_encoder"):
+        read_config(folder / part / "config.json")
+        for file in find_weights(folder / part, "model" if part == "text_encoder" else _STEM):
+            read_tensors(file)
+    check_vocabulary(folder / "tokenizer")
 
 
 def load_vae(folder: str) -> AutoencoderKL:
