@@ -265,6 +265,7 @@ def test_a_bases_own_prediction_type_is_taken_unless_another_is_given(copied_bas
         {"_class_name": "FlowMatchEulerDiscreteScheduler"}, {"_class_name": None},
         {"prediction_type": "flow_prediction"}, {"beta_schedule": "none"}, {"beta_end": -1.0},
         {"rescale_betas_zero_snr": True}, {"num_train_timesteps": 0}, {"trained_betas": ["a"]},
+        {"trained_betas": 0.5}, {"trained_betas": [0.1, 0.2]},
         {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True},
     ],
 )  # fmt: skip

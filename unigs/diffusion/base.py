@@ -312,19 +312,19 @@ def check_scheduler(scheduler, where: Path) -> None:
             f"expected a prediction_type of {', '.join(PREDICTION_TYPES)}, got "
             f"{config.prediction_type!r}, at {where}"
         )
-    falls = (
-        len(left) > 1
-        and bool((left.diff() <= 0).all())
-        and bool(left[0] < 1)
-        and bool(left[-1] >= 0)
-    )
-    if not left.isfinite().all() or not falls:
+    sized = left.dim() == 1 and 1 < len(left) == config.num_train_timesteps
+    if not sized or not left.isfinite().all() or not _falls(left):
         raise UnigsError(f"expected betas that add noise at every step, got others, at {where}")
     if config.rescale_betas_zero_snr and config.prediction_type == "epsilon":
         raise UnigsError(
             "expected v_prediction or sample with rescale_betas_zero_snr (the last step is pure "
             f"noise), got epsilon, at {where}"
         )
+
+
+def _falls(left: torch.Tensor) -> bool:
+    """Whether the share of the picture [T] falls from below 1 to 0 or more."""
+    return bool((left.diff() <= 0).all() and left[0] < 1 and left[-1] >= 0)
 
 
 def resolve_prediction_type(asked: str | None, scheduler: Any, base: str = "") -> str:
