@@ -15,6 +15,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def mutate_json(data: bytes, rng: random.Random) -> bytes:
             elif isinstance(place, dict) and rng.random() < 0.1:
                 place[rng.choice(("x", "_x", "config", "auto_map"))] = inner
             else:
-                place[key] = rng.choice(ODD)
+                place[key] = deepcopy(rng.choice(ODD))
             break
     return json.dumps(content).encode("utf-8", "replace")
 
