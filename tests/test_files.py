@@ -178,3 +178,26 @@ def test_a_folder_has_one_worker_and_is_free_when_that_is_killed(tmp_path):
     holder.join()
     with lock_folder(tmp_path, "training"):
         pass
+
+
+def test_names_of_any_allowed_length_are_written(tmp_path):
+    for name in ("x" * 255, "日" * 85):
+        write_bytes(tmp_path / name, b"x")
+        assert (tmp_path / name).read_bytes() == b"x"
+    with new_folder(tmp_path / ("y" * 240)) as folder:
+        (folder / "a").write_text("a")
+    assert (tmp_path / ("y" * 240) / "a").exists()
+
+
+def test_a_folder_never_takes_the_place_of_a_file_and_goes_through_a_link(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError), new_folder(tmp_path / "file"):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with new_folder(tmp_path / "link") as folder:
+        (folder / "new").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "new").read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 3

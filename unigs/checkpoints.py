@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 import signal
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from unigs.files import new_file
+from unigs.diffusion.weights import find_not_finite
+from unigs.files import is_pointer, new_file
 from unigs.records import UnigsError
 from unigs.runs import Rule, compare_options
 
@@ -26,7 +27,6 @@ LAST = "last.ckpt"
 RUN = "unigs_run"
 """Key of the run's options in a checkpoint."""
 
-_LFS = b"version https://git-lfs"
 _checked: set[tuple[str, int, int]] = set()  # files this process has checked: path, size, time
 
 
@@ -164,9 +164,8 @@ def find_trouble(file: Path) -> str:
         key = str(file.resolve()), stat.st_size, stat.st_mtime_ns
         if key in _checked:
             return ""
-        with open(file, "rb") as head:
-            if head.read(len(_LFS)) == _LFS:
-                return "a Git LFS pointer instead of the file (git lfs pull)"
+        if is_pointer(file):
+            return "a Git LFS pointer instead of the file (git lfs pull)"
         if not zipfile.is_zipfile(file):
             return "a file that is cut, or no checkpoint"
         with zipfile.ZipFile(file) as archive:
@@ -230,26 +229,8 @@ def check_finite(checkpoint: Mapping[str, Any]) -> None:
     callbacks = checkpoint.get("callbacks", {})
     average = (callbacks.get("EMA") or {}).get("weights", {})
     for kind, weights in (("weight", checkpoint["state_dict"]), ("averaged weight", average)):
-        if name := find_not_finite(weights):
+        if name := find_not_finite(weights.items()):
             raise NotFinite(
                 f"expected finite weights to save, got NaN or infinity in the {kind} {name}, at "
                 f"step {checkpoint.get('global_step')}; older checkpoints stay as they are"
             )
-
-
-@torch.no_grad()
-def find_not_finite(weights: Mapping[str, Any]) -> str:
-    """Name of the first tensor that holds NaN or infinity; empty if none does.
-
-    One reduction over all, because most often there is none; only then the one is looked for.
-    """
-    bad: Callable[[torch.Tensor], torch.Tensor] = lambda w: ~torch.isfinite(w.sum())
-    floats = {
-        name: w
-        for name, w in weights.items()
-        if isinstance(w, torch.Tensor) and w.is_floating_point() and w.numel()
-    }
-    suspects = [bad(w.float() if w.dtype == torch.float16 else w) for w in floats.values()]
-    if not suspects or not bool(torch.stack(suspects).any()):
-        return ""
-    return next((name for name, w in floats.items() if not torch.isfinite(w).all()), "")

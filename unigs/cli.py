@@ -10,11 +10,13 @@ import inspect
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 from unigs import __version__
-from unigs.records import UnigsError, show_text
+from unigs.records import UnigsError, UnigsWarning, show
 
 VERBS: dict[str, tuple[str, str]] = {
     "synthetic": ("unigs.synthetic:write_datasets", "draw three small data sets to try things on"),
@@ -37,6 +39,8 @@ TRAINING = {
 }
 
 EXAMPLES = "examples:"
+INTERRUPTED = 130
+"""Exit code after Ctrl+C, as shells have it."""
 
 
 def show_help() -> None:
@@ -95,17 +99,49 @@ def run_training(words: Sequence[str]) -> int:
     return run_lightning(list(words))
 
 
+@contextmanager
+def plain_words() -> Iterator[None]:
+    """Print what any locale can show, and our own warnings as one line each."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    format_warning = warnings.formatwarning
+
+    def format_ours(message, category, *place, **more) -> str:
+        if issubclass(category, UnigsWarning):
+            return f"unigs: {show(message)}\n"
+        return format_warning(message, category, *place, **more)
+
+    warnings.formatwarning = format_ours
+    try:
+        yield
+    finally:
+        warnings.formatwarning = format_warning
+
+
+def explain(error: BaseException) -> str:
+    """What the end of a verb means for the user."""
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted; finished files are kept"
+    if isinstance(error, MemoryError):
+        return "expected enough memory, got no more of it; try smaller pictures, batches or files"
+    if isinstance(error, RecursionError):
+        return "expected a sensible input, got one nested too deeply"
+    if isinstance(error, OSError) and not isinstance(error, UnigsError):
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        where = f", at {' -> '.join(names)}" if names else ""
+        return f"expected to read and write files, got: {error.strerror or error}{where}"
+    return str(error)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Entry of all three commands.
 
     Returns:
-        0; 1 for a ``UnigsError``, whose words are printed; 2 for a bad command line; 130 for an
-        interrupt; 143 if a training run was preempted and saved.
+        0; 1 for bad input, a full disk and the like, told in words; 2 for a bad command line; 130
+        if it was interrupted; 143 if a training run was preempted and saved.
     """
     words = list(sys.argv[1:] if words is None else words)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the locale cannot spell
     if not words or words[0] in ("-h", "--help"):
         show_help()
         return 0
@@ -113,22 +149,24 @@ def main(words: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     verb = find_verb(words)
-    if words[0] not in TRAINING and verb is None:
-        known = ", ".join([*TRAINING, *VERBS])
-        print(f"unigs: expected a verb of {known}, got {words[0]!r}", file=sys.stderr)
-        return 2
-    try:
-        if verb is None:
-            return run_training(words)
-        run_verb(verb, words[len(verb.split()) :])
-    except UnigsError as error:
-        if os.environ.get("UNIGS_TRACEBACK"):
-            raise
-        print(f"unigs: {show_text(str(error), 10_000)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        print(f"unigs: {error or 'interrupted'}", file=sys.stderr)
-        return 130
+    with plain_words():
+        if words[0] not in TRAINING and verb is None:
+            known = ", ".join([*TRAINING, *VERBS])
+            print(f"unigs: expected a verb of {known}, got {words[0]!r}", file=sys.stderr)
+            return 2
+        try:
+            if verb is None:
+                return run_training(words)
+            run_verb(verb, words[len(verb.split()) :])
+        except BrokenPipeError:  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (UnigsError, OSError, MemoryError, RecursionError, KeyboardInterrupt) as error:
+            if os.environ.get("UNIGS_TRACEBACK"):
+                raise
+            lines = [show(line) for line in explain(error).split("\n")]
+            print("unigs: " + "\n".join(lines), file=sys.stderr)
+            return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     return 0
 
 

@@ -11,7 +11,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 from unigs.files import locate_cache
-from unigs.records import UnigsError
+from unigs.records import UnigsError, show
 
 Finding = tuple[str, str]
 """(level, words); level is ok, note or trouble. Notes do not fail the check."""
@@ -92,13 +92,19 @@ def check_command() -> Finding:
 
 
 def check_cache() -> Finding:
+    """The hub's cache, where typed hub ids are downloaded to."""
     folder = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    return _check_writable(folder, "HF_HOME")
+
+
+def _check_writable(folder: Path, variable: str) -> Finding:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        return "trouble", f"cache {folder} is not writable ({error}): set HF_HOME to one that is"
+        words = f"cache {folder} is not writable ({error}): set {variable} to one that is"
+        return "trouble", words
     return "ok", f"cache {folder} is writable"
 
 
@@ -153,7 +159,7 @@ def report_health() -> None:
     findings = [check() for check in CHECKS]
     marks = {"ok": "ok      ", "note": "note    ", "trouble": "TROUBLE "}
     for level, words in findings:
-        print(marks[level] + words)
+        print(marks[level] + show(words))
     troubles = sum(level == "trouble" for level, _ in findings)
     if troubles:
         raise UnigsError(f"expected no trouble, found {troubles}; see above")

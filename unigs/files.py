@@ -23,6 +23,7 @@ from typing import Any
 from unigs.records import UnigsError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LFS_POINTER = b"version https://git-lfs"
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _AT_CWD = -100
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -71,7 +72,7 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises:
         DiskFull: no room; nothing of the new file is left.
     """
-    temp = path.with_name(f"{path.name[:160]}.{uuid.uuid4().hex}.tmp")
+    temp = _name_temp(path)
     try:
         yield temp
         sync(temp)
@@ -98,12 +99,16 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         DiskFull: no room; the old folder is as it was.
+        NotADirectoryError: a file lies there.
     """
+    path = path.resolve()  # what a link leads to is replaced, and the link stays
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     previous = path.with_name(f"{path.name}.previous")
     if previous.exists() and not path.exists():
         previous.rename(path)
-    temp = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temp = _name_temp(path)
     try:
         temp.mkdir()
         yield temp
@@ -124,6 +129,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+
+
+def _name_temp(path: Path) -> Path:
+    """A name beside ``path`` that nobody has, no longer than file systems allow (255 bytes)."""
+    stem = os.fsdecode(os.fsencode(path.name)[:160])
+    return path.with_name(f"{stem}.{uuid.uuid4().hex}.tmp")
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -165,6 +176,12 @@ def locate_cache() -> Path:
 
 
 # --- reading -------------------------------------------------------------------------------------
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what Git LFS leaves in place of one that it has not fetched."""
+    with open(path, "rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 def hash_file(path: Path) -> str:

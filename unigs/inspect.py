@@ -19,7 +19,7 @@ from tqdm import tqdm
 from unigs.annotations import Source, find_sources
 from unigs.files import explain_errors, write_bytes
 from unigs.images import decode_image, encode_image
-from unigs.records import Annotated, Skips, UnigsError, show_text
+from unigs.records import Annotated, Skips, UnigsError, show
 
 CELL_PX = 320
 CAPTION_PX = 16
@@ -116,7 +116,7 @@ def format_tally(source: Source, tally: Tally) -> str:
     """The table of one source."""
     lines = [
         f"{source.name} {source.split}: {len(source):,} pictures, {tally.pictures:,} read",
-        f"  licence: {show_text(source.licence)}",
+        f"  licence: {show(source.licence)}",
     ]
     if tally.pictures:
         per_picture, covered = np.asarray(tally.entities), np.asarray(tally.covered)
@@ -128,7 +128,7 @@ def format_tally(source: Source, tally: Tally) -> str:
             f"  categories seen: {len(tally.categories)} of {len(source.categories)}",
         ]
         lines += [
-            f"    {count:7,}  {show_text(name)} ({show_text(category_id)})"
+            f"    {count:7,}  {show(name)} ({show(category_id)})"
             for (category_id, name), count in tally.categories.most_common(TOP_CATEGORIES)
         ]
     lines.append(f"  left out: {tally.skips}")
@@ -186,6 +186,6 @@ def paint_overlay(pixels: np.ndarray, labels: np.ndarray, sample: Annotated) -> 
         if len(ys):
             nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)
             place = (int(xs[nearest]), int(ys[nearest]))
-            name = show_text(entity.category, NAME_LETTERS) + " (crowd)" * entity.is_crowd
+            name = show(entity.category, NAME_LETTERS) + " (crowd)" * entity.is_crowd
             pen.text(place, name, "white", font, "mm", stroke_width=1, stroke_fill="black")
     return overlay

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from unigs.records import UnigsError
+from unigs.records import UnigsError, show
 
 SHEET_TITLES = ("condition", "image", "colormap", "decoded masks", "ground truth")
 """The columns of every sheet of samples."""
 
-_GAP_PX, _TITLE_PX, _CAPTION_PX = 4, 16, 14
+_GAP_PX, _TITLE_PX, _CAPTION_PX, _LETTER_PX = 4, 16, 14, 3
 
 
 def colour_labels(labels: np.ndarray) -> np.ndarray:
@@ -41,7 +41,8 @@ def draw_sheet(
 
     Args:
         titles: one per column.
-        rows: caption and one uint8 [3, H, W] picture per column.
+        rows: caption (any text; shown on one line, cut at the edge) and one uint8 [3, H, W]
+            picture per column.
         tile_px: longer side of a tile; pictures are scaled to it, nearest.
 
     Returns:
@@ -57,11 +58,12 @@ def draw_sheet(
     pen = ImageDraw.Draw(canvas)
     for column, title in enumerate(titles):
         pen.text((_GAP_PX + column * step_x, 2), title, fill="black")
+    room = len(titles) * step_x // _LETTER_PX
     for row, (caption, pictures) in enumerate(rows):
         if len(pictures) != len(titles):
             raise UnigsError(f"expected {len(titles)} pictures in row {row}, got {len(pictures)}")
         top = _TITLE_PX + row * step_y
-        pen.text((_GAP_PX, top), caption, fill=(90, 90, 90))
+        pen.text((_GAP_PX, top), show(caption)[:room], fill=(90, 90, 90))
         for column, picture in enumerate(pictures):
             tile = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
             scale = tile_px / max(tile.size)

@@ -10,6 +10,7 @@ decode; split the colormap into masks; return to the input's size.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from tqdm import tqdm
 from unigs.codec import decode_colormap, encode_colormap
 from unigs.codec.palette import MAX_CELLS
 from unigs.codec.sharpen import sharpen_colormap
+from unigs.diffusion.base import load_folder
+from unigs.diffusion.conditions import check_inputs, list_prompts
 from unigs.diffusion.denoiser import denoise, is_joint
 from unigs.diffusion.encoders import (
     LATENT_CHANNELS,
@@ -31,12 +34,20 @@ from unigs.diffusion.encoders import (
     context_pixels,
     shrink_mask,
 )
+from unigs.diffusion.folders import (
+    GivenStream,
+    check_digests,
+    check_settings,
+    read_settings,
+    write_digests,
+)
 from unigs.diffusion.objective import draw_noise, given_streams
-from unigs.records import TASKS, Prediction, UnigsError
+from unigs.diffusion.tokens import find_cut
+from unigs.diffusion.weights import in_words
+from unigs.records import TASKS, Prediction, UnigsError, UnigsWarning, show
 from unigs.tasks import RECIPES
 
 Solver = Literal["ddim", "unipc"]
-GivenStream = Literal["denoise", "clamp"]
 
 
 def make_sampler(scheduler, solver: Solver):
@@ -121,26 +132,40 @@ class UniGSPipeline(DiffusionPipeline):
                 "expected the joint UNet (13 channels in, 8 out, 4 class rows), got "
                 f"{unet.config.in_channels} in, {unet.config.out_channels} out"
             )
+        settings = {
+            "palette_cells": palette_cells,
+            "palette": palette,
+            "given_stream": given_stream,
+            "sharpen": sharpen,
+        }
+        check_settings(settings, "the pipeline")
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
         )
-        self.register_to_config(
-            palette_cells=palette_cells, palette=palette, given_stream=given_stream, sharpen=sharpen
-        )
+        self.register_to_config(**settings)
 
     @classmethod
     def load(cls, folder: str) -> UniGSPipeline:
-        """``from_pretrained`` with safetensors only and a clear error.
+        """Load a local folder; every part is checked, and nothing is fetched.
 
         Raises:
-            UnigsError: the folder holds no pipeline.
+            UnigsError: the folder holds no pipeline, or one that is damaged or of other parts than
+                ours; names the file.
         """
-        if not (Path(folder) / "model_index.json").exists():
-            raise UnigsError(
-                f"expected a pipeline folder with model_index.json, found none in {folder!r}; "
-                "write one with: unigs export"
-            )
-        return cls.from_pretrained(folder, use_safetensors=True)
+        with in_words("a pipeline folder", repr(folder)):
+            settings = read_settings(Path(folder))
+            check_digests(Path(folder))
+            parts = load_folder(Path(folder))
+        towers = parts.towers
+        return cls(
+            towers.vae, towers.text_encoder, towers.tokenizer, parts.unet, parts.scheduler,
+            **settings,
+        )  # fmt: skip
+
+    def save_pretrained(self, save_directory, **options) -> None:
+        """As diffusers does it, with the digests of all parts beside them."""
+        super().save_pretrained(save_directory, **options)
+        write_digests(Path(save_directory))
 
     @property
     def towers(self) -> FrozenTowers:
@@ -206,7 +231,7 @@ class UniGSPipeline(DiffusionPipeline):
         """
         if ensemble_size < 1:
             raise UnigsError(f"expected an ensemble_size of 1 or more, got {ensemble_size}")
-        known = _check_inputs(task, image, labels, coarse_mask)
+        known = check_inputs(task, image, labels, coarse_mask)
         batch, size = len(known), known.shape[-2:]
         inner = fit_size(size[0], size[1], resolution_px, self._multiple)
         indices = list(range(batch) if indices is None else indices)
@@ -264,12 +289,8 @@ class UniGSPipeline(DiffusionPipeline):
             colormap = encode_colormap(fitted, seeds=indices, **self.palette_options)
         known = context_pixels(task, pixels, colormap, mask[:, None])  # float -1..1 [B, 3, H, W]
         context = self.towers.encode_pixels(known)
-        prompts = [prompt] * batch if isinstance(prompt, str) else list(prompt or ())
-        prompts = prompts or [RECIPES[task].prompt] * batch
-        if len(prompts) != batch:
-            raise UnigsError(f"expected {batch} prompts for {batch} inputs, got {len(prompts)}")
-        if any("{names}" in text for text in prompts):
-            raise UnigsError(f"expected a prompt for {task}, e.g. {RECIPES[task].prompt!r}")
+        prompts = list_prompts(task, prompt, batch)
+        self._tell_cut(prompts)
         return Latents(
             streams=torch.cat([context, context], 1),  # what is known; only a given half is used
             mask=shrink_mask(mask[:, None], context.shape[-2:]),
@@ -277,6 +298,13 @@ class UniGSPipeline(DiffusionPipeline):
             text=self.towers.encode_text(prompts),
             task=torch.full((batch,), TASKS.index(task), device=device),
         )
+
+    def _tell_cut(self, prompts: Sequence[str]) -> None:
+        """Warn of words that the text encoder never sees; once for the same prompts."""
+        length = self.text_encoder.config.max_position_embeddings
+        for prompt, words in find_cut(self.tokenizer, prompts, length).items():
+            told = f"expected a prompt of at most {length} tokens; not read of it: {show(words)!r}"
+            warnings.warn(f"{told}; the prompt: {show(prompt)!r}", UnigsWarning, stacklevel=2)
 
     def _draw_ensemble(self, seed, indices, latents, size: int) -> Iterator[torch.Tensor]:
         """Noise [B, 8, h, w] of each member; the first is that of a single sample."""
@@ -351,30 +379,3 @@ class UniGSPipeline(DiffusionPipeline):
         fields = {k: getattr(latents, k) for k in ("streams", "mask", "context", "text")}
         cast = Latents(**{k: v.to(dtype) for k, v in fields.items()}, task=latents.task)
         return denoise(self.unet, state.to(dtype), t, cast).float()
-
-
-def _check_inputs(task, image, labels, coarse_mask) -> torch.Tensor:
-    """The input that gives the size; errors where a task lacks one."""
-    if task not in RECIPES:
-        raise UnigsError(f"expected a task of {TASKS}, got {task!r}")
-    needs = {"colormap": "labels"}.get(RECIPES[task].context, "image")
-    known = labels if needs == "labels" else image
-    if known is None:
-        raise UnigsError(f"expected {needs} for {task}, got none")
-    if RECIPES[task].context == "masked image" and coarse_mask is None:
-        raise UnigsError(f"expected a coarse_mask for {task}, got none")
-    if needs == "image" and (known.dim() != 4 or known.shape[1] != 3 or known.dtype != torch.uint8):
-        raise UnigsError(
-            f"expected image uint8 [B, 3, H, W], got {known.dtype} {list(known.shape)}"
-        )
-    if needs == "labels" and (known.dim() != 3 or known.is_floating_point()):
-        raise UnigsError(f"expected labels int [B, H, W], got {known.dtype} {list(known.shape)}")
-    wanted = (known.shape[0], 1, *known.shape[-2:])
-    if coarse_mask is not None and (
-        tuple(coarse_mask.shape) != wanted or coarse_mask.dtype != torch.bool
-    ):
-        raise UnigsError(
-            f"expected coarse_mask bool {list(wanted)}, got {coarse_mask.dtype} "
-            f"{list(coarse_mask.shape)}"
-        )
-    return known

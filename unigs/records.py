@@ -36,20 +36,29 @@ Entity segmentation learns only the last as truth.
 """
 
 
-def show_text(text: str, limit: int = 500) -> str:
-    r"""Text from data for people: no letter of it moves the cursor or hides others.
+SHOWN_LETTERS = 500
+"""Of an example that a count keeps."""
+
+
+def show(text: object, limit: int | None = None) -> str:
+    r"""Text from data for people: one line, and no letter of it moves the cursor or hides others.
+
+    Args:
+        text: names, words or a whole message.
+        limit: letters after which it is cut.
 
     Example:
-        >>> show_text("a\x1b[2J")
+        >>> show("a\x1b[2J")
         'a\\x1b[2J'
     """
-    if len(text) > limit:
-        text = f"{text[:limit]}..."
-    if text.isprintable():
-        return text
+    line = str(text)
+    if limit is not None and len(line) > limit:
+        line = f"{line[:limit]}..."
+    if line.isprintable():
+        return line
     return "".join(
         letter if letter.isprintable() or unicodedata.category(letter) == "Zs" else _escape(letter)
-        for letter in text
+        for letter in line
     )
 
 
@@ -59,6 +68,10 @@ def _escape(letter: str) -> str:
 
 class UnigsError(Exception):
     """Bad input, told in three parts: what was expected, what came, where."""
+
+
+class UnigsWarning(UserWarning):
+    """What a user should know and may have meant; the command line prints it as one line."""
 
 
 class TooManySkips(UnigsError):
@@ -210,7 +223,7 @@ class Skips:
         """Count a skip; ``where`` names the file, row or id of the first of its kind."""
         self.counts[reason] += count
         if reason not in self.examples:
-            self.examples[reason] = show_text(where)
+            self.examples[reason] = show(where, SHOWN_LETTERS)
 
     def update(self, other: Skips) -> None:
         """Add another tally to this one."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unigs.records import UnigsError
+from unigs.files import read_inside, write_text
+from unigs.records import UnigsError, show
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,20 @@ figure img{max-width:100%;height:auto;image-rendering:pixelated}
 INK = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
 
 
+MAX_PICTURE_BYTES = 64 << 20
+_MARKS = re.compile(r"([\\`|<>*\[\]])")
+
+
+def escape_markdown(text: object) -> str:
+    """Text from data as itself in a cell or a line of Markdown."""
+    return _MARKS.sub(r"\\\1", show(text))
+
+
+def escape_html(text: object) -> str:
+    """Text from data as itself in HTML."""
+    return html.escape(show(text))
+
+
 def read_results(folder: Path) -> dict[str, Any]:
     """``results.json`` of one model.
 
@@ -148,8 +164,9 @@ def read_results(folder: Path) -> dict[str, Any]:
         UnigsError: none there, or damaged.
     """
     try:
-        return json.loads((folder / "results.json").read_text()) | {"folder": folder}
-    except (OSError, ValueError) as error:
+        text = (folder / "results.json").read_text(encoding="utf-8")
+        return json.loads(text) | {"folder": folder}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UnigsError(f"expected results.json; got {error!r}; in {folder}") from error
 
 
@@ -173,8 +190,8 @@ def write_report(out: Path, folders: Sequence[Path]) -> str:
         raise UnigsError(f"expected results of the same inputs; got {told}; in {out}")
     text = render_markdown(models)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.md").write_text(text)
-    (out / "report.html").write_text(render_html(models))
+    write_text(out / "report.md", text)
+    write_text(out / "report.html", render_html(models))
     return text
 
 
@@ -215,26 +232,28 @@ def list_facts(models: Sequence[dict[str, Any]]) -> list[str]:
 
 def render_markdown(models: Sequence[dict[str, Any]]) -> str:
     """All tables in which a model has a row, and the facts."""
-    parts = ["# UniGS evaluation", f"Inputs `{models[0]['inputs'][:16]}`."]
+    parts = ["# UniGS evaluation", f"Inputs `{escape_markdown(models[0]['inputs'][:16])}`."]
     for table in _tables_of(models):
         titles = ["model", *(column.title for column in table.columns)]
         rows = [titles, ["---", *["---:"] * len(table.columns)]]
         for kind, name, cells in fill_table(table, models):
-            rows.append([f"**{name}**" if kind == "ours" else name, *cells])
+            told = escape_markdown(name)
+            rows.append([f"**{told}**" if kind == "ours" else told, *cells])
         lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
         parts.append(f"## {table.title}\n\n{lines}")
-    parts.append("\n".join(f"- {fact}" for fact in list_facts(models)))
+    parts.append("\n".join(f"- {escape_markdown(fact)}" for fact in list_facts(models)))
     return "\n\n".join(parts) + "\n"
 
 
 def render_html(models: Sequence[dict[str, Any]]) -> str:
     """One page: tables, curves, pictures; nothing outside of it is needed."""
-    parts = [f"<h1>UniGS evaluation</h1><p>Inputs <code>{models[0]['inputs'][:16]}</code>.</p>"]
+    inputs = escape_html(models[0]["inputs"][:16])
+    parts = [f"<h1>UniGS evaluation</h1><p>Inputs <code>{inputs}</code>.</p>"]
     for table in _tables_of(models):
-        parts.append(f"<h2>{html.escape(table.title)}</h2>")
-        titles = "".join(f"<th>{html.escape(column.title)}</th>" for column in table.columns)
+        parts.append(f"<h2>{escape_html(table.title)}</h2>")
+        titles = "".join(f"<th>{escape_html(column.title)}</th>" for column in table.columns)
         lines = "".join(
-            f'<tr class="{kind}"><td>{html.escape(name)}</td>'
+            f'<tr class="{kind}"><td>{escape_html(name)}</td>'
             + "".join(f"<td>{cell}</td>" for cell in cells)
             + "</tr>"
             for kind, name, cells in fill_table(table, models)
@@ -244,7 +263,7 @@ def render_html(models: Sequence[dict[str, Any]]) -> str:
         )
         parts.append(_render_curves(table.task, models))
         parts += [_render_pictures(table.task, model) for model in models]
-    facts = "".join(f"<li>{html.escape(fact)}</li>" for fact in list_facts(models))
+    facts = "".join(f"<li>{escape_html(fact)}</li>" for fact in list_facts(models))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -275,7 +294,7 @@ def draw_svg(title: str, x: tuple[float, float], curves: dict[str, list[float]])
         lines.append(f'<polyline fill="none" stroke="{ink}" stroke-width="2" points="{points}"/>')
         lines.append(
             f'<text x="{width - edge + 6}" y="{edge + 16 * place}" fill="{ink}" font-size="12">'
-            f"{html.escape(name)}</text>"
+            f"{escape_html(name)}</text>"
         )
     axis = (
         f'<path d="M{edge} {edge}V{height - edge}H{width - edge}" fill="none" stroke="#999"/>'
@@ -284,7 +303,7 @@ def draw_svg(title: str, x: tuple[float, float], curves: dict[str, list[float]])
         f"{x[1]:g}</text>"
         f'<text x="{edge - 6}" y="{edge + 4}" font-size="12" text-anchor="end">{top:.3g}</text>'
         f'<text x="{edge - 6}" y="{height - edge}" font-size="12" text-anchor="end">0</text>'
-        f'<text x="{edge}" y="20" font-size="13">{html.escape(title)}</text>'
+        f'<text x="{edge}" y="20" font-size="13">{escape_html(title)}</text>'
     )
     full = width + 120
     return (
@@ -310,15 +329,15 @@ def _render_pictures(task: str, model: dict[str, Any]) -> str:
         return ""
     figures = []
     for pick in picks:
-        bytes_ = (model["folder"] / pick["picture"]).read_bytes()
+        bytes_ = read_inside(model["folder"], pick["picture"], MAX_PICTURE_BYTES)
         caption = f"{pick['part']} {pick['rating']:.3f}: {pick['prompt']} ({pick['key']})"
         figures.append(
-            f'<figure><img alt="{html.escape(caption)}" '
+            f'<figure><img alt="{escape_html(caption)}" '
             f'src="data:image/jpeg;base64,{base64.b64encode(bytes_).decode()}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+            f"<figcaption>{escape_html(caption)}</figcaption></figure>"
         )
     title = f"{model['model']}: condition, image, colormap, decoded masks, ground truth"
-    return f"<h3>{html.escape(title)}</h3>" + "".join(figures)
+    return f"<h3>{escape_html(title)}</h3>" + "".join(figures)
 
 
 def _tables_of(models: Sequence[dict[str, Any]]) -> list[Table]:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from unigs.images import UnreadableImage, decode_picture, open_image, read_header
-from unigs.records import TASKS, TaskSample, UnigsError
+from unigs.records import TASKS, TaskSample, UnigsError, show
 from unigs.tasks import RECIPES, speak_category, write_prompt
 
 MAX_ASPECT = 8
@@ -59,6 +59,10 @@ def check_request(
         raise UnigsError(f"expected --names '[star, sand]' or --prompt for {task}, got neither")
     if all(words.values()):
         raise UnigsError("expected --names or --prompt, got both")
+    if prompt is not None:
+        check_text(prompt, "--prompt")
+        if "prompt" in takes and not prompt.strip():
+            raise UnigsError(f"expected a prompt with a word in it, got {prompt!r}, at --prompt")
 
 
 def list_inputs(task: str) -> tuple[list[str], list[str]]:
@@ -97,7 +101,8 @@ def read_request(
         )
     if given is not None and not given.any():
         raise UnigsError(f"expected an entity to synthesise, got only black, at {labels}")
-    spoken = [speak_category(name.strip()) for name in names or ()]
+    searches = RECIPES[task].context != "masked image"
+    spoken = speak_names(names or ())
     return TaskSample(
         key=Path(str(where)).name,
         index=0,
@@ -105,10 +110,34 @@ def read_request(
         image=np.zeros((3, *size), np.uint8) if pixels is None else pixels,
         labels=np.zeros(size, np.int32) if given is None else given,
         ignored=np.zeros(size, bool),
-        coarse_mask=np.ones(size, bool) if mask is None else read_mask(mask, size),
+        coarse_mask=np.ones(size, bool) if mask is None else read_mask(mask, size, searches),
         prompt=prompt or write_prompt(task, spoken),
         names=tuple(spoken),
     )
+
+
+def speak_names(names: Sequence[str]) -> list[str]:
+    """Names as prompts say them.
+
+    Raises:
+        UnigsError: one without a word, or that is no text.
+    """
+    spoken = [speak_category(name.strip()) for name in names]
+    for name, words in zip(names, spoken):
+        check_text(name, "--names")
+        if not words.strip():
+            raise UnigsError(f"expected a name with a word in it, got {name!r}, at --names")
+    return spoken
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuse bytes that are no text in this locale, which arrive as lone surrogates.
+
+    Raises:
+        UnigsError: names the option.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UnigsError(f"expected UTF-8, got {text!r}, at {where}")
 
 
 def read_pixels(path: Path) -> np.ndarray:
@@ -160,21 +189,112 @@ def turn_picture(picture: Image.Image, orientation: int) -> np.ndarray:
     return np.asarray(ImageOps.exif_transpose(bare))
 
 
-def read_mask(path: Path, size: tuple[int, ...]) -> np.ndarray:
-    """Where to fill or to search, bool [H, W].
+# --- masks of a user -----------------------------------------------------------------------------
+
+
+def read_mask(path: Path, size: tuple[int, ...], may_fill: bool = True) -> np.ndarray:
+    """Where to fill or to search, bool [H, W]; prints how the file was understood.
+
+    Args:
+        path: a picture; see :func:`understand_mask`.
+        size: the picture's H, W.
+        may_fill: whether all of the picture may be chosen.
 
     Raises:
-        UnigsError: another size than the picture's, or nothing but black.
+        UnigsError: another size than the picture's, or nothing or everything chosen.
     """
-    mask = read_values(path) != 0
+    told: list[str] = []
+
+    def decode(data: bytes) -> Image.Image:
+        mask, words = understand_mask(data)
+        told.append(words)
+        return Image.fromarray(mask.astype(np.uint8))
+
+    mask = turn_picture(*open_file(path, decode)) > 0
     if mask.shape != tuple(size):
         raise UnigsError(
             f"expected a mask of the picture's size, {size[1]} x {size[0]} px, got "
             f"{mask.shape[1]} x {mask.shape[0]} px, at {path}"
         )
     if not mask.any():
-        raise UnigsError(f"expected a mask with something but black, got only black, at {path}")
+        raise UnigsError(
+            f"expected a mask with white where to work, got only black ({told[0]}), at {path}"
+        )
+    if mask.all() and not may_fill:
+        raise UnigsError(
+            f"expected a mask with black where to keep, got only white ({told[0]}), at {path}"
+        )
+    print(f"mask {show(path.name)}: {mask.mean():.1%} of the picture is chosen, by {told[0]}")
     return mask
+
+
+def understand_mask(data: bytes) -> tuple[np.ndarray, str]:
+    """What a drawn mask chooses, bool [H, W], and how it was understood, in words.
+
+    Chosen is what is brighter than half: of the format's range, by a colour's luminance, so that
+    JPEG's noise, video range and an almost black ground do not count. A mask of the numbers 0 and 1
+    alone chooses the ones. Alpha is looked at where it varies; see :func:`choose_by_alpha`.
+
+    Raises:
+        UnreadableImage: no picture, or numbers that are not finite.
+    """
+    with open_image(data) as image:
+        image.load()
+        grey = image.mode in ("1", "L") and "transparency" not in image.info
+        if grey or image.mode == "F" or image.mode.startswith("I"):
+            return choose_bright(np.asarray(image.convert("L") if grey else image))
+        layers = np.asarray(image.convert("RGBA"))
+    colour, alpha = layers[..., :3], layers[..., 3]
+    alpha = alpha * np.uint8(255) if alpha.max(initial=0) == 1 else alpha  # 1 was meant as opaque
+    bright = np.asarray(Image.fromarray(np.ascontiguousarray(colour)).convert("L"))
+    if alpha.min(initial=255) > 127:
+        return bright > 127, "colours brighter than half"
+    return choose_by_alpha(colour, bright, alpha)
+
+
+def choose_bright(values: np.ndarray) -> tuple[np.ndarray, str]:
+    """Numbers [H, W] above half of their range: 1 (float), 255, or 65,535."""
+    if not np.isfinite(values).all():
+        raise UnreadableImage("mask not finite", "NaN or infinity")
+    kinds = np.unique(values)[:3].tolist()
+    if len(kinds) == 2 and kinds[0] == 0 and kinds[1] in (1, 255):
+        return values > 0, f"the value {kinds[1]:g} beside 0"
+    highest = float(values.max(initial=0))
+    if values.dtype == np.uint8:
+        top = 255
+    elif np.issubdtype(values.dtype, np.floating):
+        top = 1 if highest <= 1 else 255 if highest <= 255 else 65_535
+    else:
+        top = 65_535
+    return values > top / 2, f"values above {top / 2:g}; the highest is {highest:g}"
+
+
+def choose_by_alpha(
+    colour: np.ndarray, bright: np.ndarray, alpha: np.ndarray
+) -> tuple[np.ndarray, str]:
+    """A mask with transparent parts: a drawing on nothing, or a picture with a hole.
+
+    A drawing in white, with or without black, chooses what is white and opaque. A photo, or one
+    flat colour, with fully transparent pixels chooses these, as OpenAI's image edits do; so does
+    one all in black.
+
+    Args:
+        colour: uint8 [H, W, 3]. bright: its luminance, uint8 [H, W]. alpha: uint8 [H, W].
+
+    Returns:
+        bool [H, W], and how it was understood.
+    """
+    opaque = alpha > 127
+    flat = bool((colour == colour[:1, :1]).all())
+    seen = bright[opaque]
+    drawn = bool(((seen < 32) | (seen > 223)).mean() > 0.9) if seen.size else False
+    has_hole = not alpha.all()
+    if has_hole and (flat or not drawn or bool((seen < 128).all())):
+        return ~opaque, "its transparent part"
+    return opaque & (bright > 127), "its opaque part, where it is brighter than half"
+
+
+# --- label maps of a user ------------------------------------------------------------------------
 
 
 def number_entities(values: np.ndarray) -> np.ndarray:

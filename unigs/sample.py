@@ -21,13 +21,14 @@ import torch
 from PIL import Image
 
 from unigs.data import stack_samples
+from unigs.diffusion.tokens import find_cut
 from unigs.evaluation.judging import sheet_row
 from unigs.evaluation.predictors import run_batch
 from unigs.files import write_bytes
 from unigs.images import encode_image
 from unigs.pictures import SHEET_TITLES, draw_sheet
 from unigs.pipeline import Solver, UniGSPipeline, resize_labels, resize_pixels
-from unigs.records import Annotated, Batch, Prediction, TaskSample, UnigsError
+from unigs.records import Annotated, Batch, Prediction, TaskSample, UnigsError, show
 from unigs.request import check_request, read_request
 from unigs.synthetic import draw_scene, scene_seed
 from unigs.tasks import RECIPES, TaskOptions, entity_box, make_sample
@@ -68,8 +69,9 @@ def sample_pictures(
         task: inpainting, synthesis, referring or entity; without one a held-out scene is drawn and
             all four run on it.
         image: the picture of inpainting, referring and entity; shown as a viewer turns it.
-        mask: a picture of the same size, where black is kept and all else is filled (inpainting)
-            or searched (referring, where it may be left out).
+        mask: a picture of the same size: what is brighter than half is filled (inpainting) or
+            searched (referring, where it may be left out), or what is transparent, if it is a
+            picture with a hole; how it was understood is printed.
         labels: the entities to synthesise: a grey or palette label map, or flat colours; each value
             but black is one entity.
         names: what to draw or find, as in ``'[star, sand]'``; any words, though a model knows best
@@ -168,9 +170,12 @@ def run_request(
     labels = prediction.labels[0].numpy()
     masks = list_masks(labels, prediction.scores[0])
     height, width = labels.shape
+    length = pipe.text_encoder.config.max_position_embeddings
+    cut = find_cut(pipe.tokenizer, [sample.prompt], length)
     about = {
         "task": sample.task,
         "prompt": sample.prompt,
+        "prompt_not_read": cut.get(sample.prompt, ""),
         "width_px": width,
         "height_px": height,
         "resolution_px": side_px,
@@ -178,15 +183,16 @@ def run_request(
         "masks": masks,
     }
     sheet = draw_rows([(batch, prediction)], side_px, truth=False)
+    found = f"{len(masks)} {'entity' if len(masks) == 1 else 'entities'}"
     print(
-        f"{sample.task} of {sample.key}, {width} x {height} px, by a model run at {side_px} px, "
-        f"{sample.prompt!r}: {len(masks)} {'entity' if len(masks) == 1 else 'entities'}"
+        f"{sample.task} of {show(sample.key)}, {width} x {height} px, by a model run at "
+        f"{side_px} px, {sample.prompt!r}: {found}"
     )
     return {
         "image.png": encode_pixels(prediction.image[0].numpy()),
         "colormap.png": encode_pixels(prediction.colormap[0].numpy()),
         "labels.png": encode_grey16(labels),
-        "masks.json": (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode(),
+        "masks.json": (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode("utf-8"),
         "sheet.png": encode_pixels(sheet),
     }
 

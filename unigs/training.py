@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from unigs.callbacks import read_ema
 from unigs.codec.palette import MAX_CELLS, Assignment
-from unigs.diffusion.base import load_components
+from unigs.diffusion.base import load_components, resolve_prediction_type
 from unigs.diffusion.denoiser import denoise, widen_unet
 from unigs.diffusion.encoders import LATENT_CHANNELS, encode_batch
 from unigs.diffusion.objective import (
@@ -42,7 +42,8 @@ class UniGS(Learner):
         base: diffusers folder, single file or hub id whose UNet is widened to 13 channels in and 8
             out; see ``unigs base --help`` for folders of random weights.
         revision: hub revision to pin.
-        prediction_type: what the network is asked for: epsilon, v_prediction or sample.
+        prediction_type: what the network is asked for: epsilon, v_prediction or sample; None does
+            as the base was trained.
         learning_rate: of AdamW, after warm-up.
         warmup_steps: optimiser steps over which the rate rises linearly from 0.
         decay_steps: optimiser steps after which a cosine has brought the rate to 0; None: constant.
@@ -91,7 +92,7 @@ class UniGS(Learner):
         self,
         base: str,
         revision: str | None = None,
-        prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon",
+        prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None,
         learning_rate: float = 1e-5,
         warmup_steps: int = 1000,
         decay_steps: int | None = None,
@@ -135,6 +136,7 @@ class UniGS(Learner):
         self.unet = widen_unet(components.unet)
         self.towers = components.towers.to(getattr(torch, hp.towers_dtype))
         self.scheduler = components.scheduler
+        hp.prediction_type = resolve_prediction_type(hp.prediction_type, self.scheduler, hp.base)
         self.scheduler.register_to_config(prediction_type=hp.prediction_type)
         cast_training_params(self.unet, torch.float32)
         if hp.gradient_checkpointing:

@@ -1,100 +1,63 @@
 """Where the weights come from: a base folder, a hub id, a single file, or random components.
 
 In: a name. Out: ``Components`` with the UNet as it was stored, the frozen towers and the noise
-scheduler. ``make_base`` writes random components of a preset in the true diffusers layout, so that
-every loading path runs on small things.
+scheduler, each checked. ``make_base`` writes random components of a preset in the true diffusers
+layout, so that every loading path runs on small things.
+
+The network is asked only for what a user typed as a hub id; see :func:`locate_base`.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from unigs.diffusion.encoders import FrozenTowers
-from unigs.diffusion.tokens import write_clip_tokenizer, write_small_tokenizer
-from unigs.records import UnigsError
+from unigs.diffusion.encoders import LATENT_CHANNELS, FrozenTowers
+from unigs.diffusion.objective import PREDICTION_TYPES
+from unigs.diffusion.presets import AUTOENCODER, PRESETS, vae_config, write_configs
+from unigs.diffusion.single import read_single_file
+from unigs.diffusion.tokens import check_tokenizer, check_vocabulary, load_tokenizer
+from unigs.diffusion.weights import (
+    check_numbers,
+    find_weights,
+    in_words,
+    load_module,
+    read_config,
+    read_tensors,
+)
+from unigs.files import new_folder
+from unigs.records import UnigsError, UnigsWarning
 from unigs.synthetic.scenes import STUFF_IDS, THING_IDS
 
-AUTOENCODER = Path(str(files("unigs") / "assets" / "autoencoder"))
-"""The small autoencoder that ships with the package; see its README.md."""
+__all__ = [
+    "AUTOENCODER", "PRESETS", "Components", "load_components", "load_folder", "load_vae",
+    "locate_base", "make_base", "resolve_prediction_type", "vae_config",
+]  # fmt: skip
 
-_SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-    "clip_sample": False,
-    "prediction_type": "epsilon",
-}
-_VAE_TINY = {
-    "block_out_channels": (32, 48, 64),
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "sample_size": 64,
-}
-_VAE_SD15 = {
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "sample_size": 512,
-    "scaling_factor": 0.18215,
-}
+INDEX = "model_index.json"
+_STEM = "diffusion_pytorch_model"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_OWN_FOLDERS = ("configs", "data", "runs")
+"""First folders that our own commands and pages use; on the hub they must be asked for."""
 
-_UNET_SMALL = {
-    "sample_size": 16,
-    "in_channels": 9,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 16,
-    "cross_attention_dim": 64,
-    "attention_head_dim": 4,
-}
-_TEXT_SMALL = {  # a bag of words: random layers and places would only blur them
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 0,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 77,
-}
-
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "tiny": {  # 5 M parameters, for trying things at 64 px on a CPU
-        "unet": {**_UNET_SMALL, "block_out_channels": (48, 96, 128)},
-        "vae": _VAE_TINY,
-        "text_encoder": _TEXT_SMALL,
-    },
-    "small": {  # 8 M parameters, the benchmark's model at 64 px
-        "unet": {**_UNET_SMALL, "block_out_channels": (64, 128, 160)},
-        "vae": _VAE_TINY,
-        "text_encoder": _TEXT_SMALL,
-    },
-    "sd15": {  # the true shapes of Stable Diffusion 1.5 inpainting
-        "unet": {"sample_size": 64, "in_channels": 9, "cross_attention_dim": 768},
-        "vae": _VAE_SD15,
-        "text_encoder": {
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "max_position_embeddings": 77,
-            "hidden_act": "quick_gelu",
-            "projection_dim": 768,
-        },
-    },
-}
+_HUB_FILES = (
+    INDEX, "digests.json", "*/config.json", "scheduler/scheduler_config.json", "tokenizer/*.json",
+    "tokenizer/*.txt", f"*/{_STEM}.safetensors", f"*/{_STEM}-*-of-*.safetensors",
+    f"*/{_STEM}.safetensors.index.json", "text_encoder/model.safetensors",
+)  # fmt: skip
+_NOISES = (
+    "DDPM", "DDIM", "PNDM", "LMS", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete",
+    "KDPM2", "DPMSolver", "UniPC", "DEIS", "LCM", "TCD",
+)  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
@@ -104,41 +67,6 @@ class Components:
     unet: UNet2DConditionModel
     towers: FrozenTowers
     scheduler: DDPMScheduler
-
-
-def vae_config(preset: str) -> dict[str, Any]:
-    """Arguments of the preset's ``AutoencoderKL``."""
-    config = PRESETS[preset]["vae"]
-    depth = len(config["block_out_channels"])
-    blocks = {
-        "down_block_types": ("DownEncoderBlock2D",) * depth,
-        "up_block_types": ("UpDecoderBlock2D",) * depth,
-    }
-    return {"latent_channels": 4, **blocks, **config}
-
-
-def write_configs(folder: Path, preset: str, words: Sequence[str] = ()) -> None:
-    """Write everything of a base but its weights: configs, tokenizer, scheduler, index."""
-    size = _write_tokenizer(folder / "tokenizer", preset, words)
-    ids = {"bos_token_id": size - 2, "eos_token_id": size - 1, "pad_token_id": size - 1}
-    text = CLIPTextConfig(vocab_size=size, **ids, **PRESETS[preset]["text_encoder"])
-    text.save_pretrained(folder / "text_encoder")
-    with torch.device("meta"):
-        UNet2DConditionModel(**PRESETS[preset]["unet"]).save_config(folder / "unet")
-        AutoencoderKL(**vae_config(preset)).save_config(folder / "vae")
-    DDPMScheduler(**_SCHEDULER).save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "StableDiffusionInpaintPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
 
 
 def make_base(
@@ -151,7 +79,7 @@ def make_base(
     """Write a base folder of random weights in the diffusers layout.
 
     Args:
-        out: the folder to write; it must not hold a base yet.
+        out: the folder to write; it must be new or empty.
         preset: ``tiny`` or ``small`` (5 and 8 M parameters for 64 px on a CPU, small vocabulary,
             the shipped autoencoder) or ``sd15`` (the shapes and the vocabulary of Stable Diffusion
             1.5 inpainting, 859 M parameters).
@@ -161,92 +89,269 @@ def make_base(
         seed: of the random weights.
 
     Raises:
-        UnigsError: ``out`` holds a base already.
+        UnigsError: ``out`` holds a base or other files already.
     """
     folder = Path(out)
-    if (folder / "model_index.json").exists():
-        raise UnigsError(f"expected a folder without a base, found model_index.json in {folder}")
+    if folder.exists():
+        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ["a file"]
+        if found:
+            shown = INDEX if INDEX in found else found[0]
+            raise UnigsError(
+                f"expected a new or empty folder for a base, found {shown} in {folder}"
+            )
     if autoencoder is None and preset != "sd15":
         autoencoder = str(AUTOENCODER)
     torch.manual_seed(seed)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        base = Path(scratch) / "base"
+    with new_folder(folder) as base:
         write_configs(base, preset, [*THING_IDS, *STUFF_IDS] if words is None else words)
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base / "unet"))
-        unet.save_pretrained(base / "unet")
         text = CLIPTextModel(CLIPTextConfig.from_pretrained(base / "text_encoder"))
         if not text.config.num_hidden_layers:
             nn.init.zeros_(text.get_parameter("embeddings.position_embedding.weight"))
-        text.save_pretrained(base / "text_encoder")
         vae = load_vae(autoencoder) if autoencoder else AutoencoderKL(**vae_config(preset))
-        vae.save_pretrained(base / "vae")
-        shutil.move(base, folder)
+        with in_words("room for the weights", folder):
+            unet.save_pretrained(base / "unet")
+            text.save_pretrained(base / "text_encoder")
+            vae.save_pretrained(base / "vae")
     print(f"wrote a random {preset} base to {folder}")
 
 
-def _write_tokenizer(folder: Path, preset: str, words: Sequence[str]) -> int:
-    if preset == "sd15":
-        return write_clip_tokenizer(folder)
-    prompts = "inpainting synthesis referring panoptic generate find all entities and : , ."
-    return write_small_tokenizer(folder, [*prompts.split(), *" ".join(words).lower().split()])
+# --- names ---------------------------------------------------------------------------------------
 
 
-def load_vae(folder: str) -> AutoencoderKL:
-    """An ``AutoencoderKL`` folder as stock diffusers saves it; safetensors only."""
-    return AutoencoderKL.from_pretrained(folder, use_safetensors=True)
+def read_hub_id(base: str) -> str | None:
+    """The hub id that a name stands for, or None if it is a path.
+
+    ``hub:org/name`` always is one. A bare ``org/name`` is one unless a folder ``org`` lies here or
+    is one that our commands write (``runs/typo``); with no slash, or more, it is a path.
+    """
+    if base.startswith("hub:"):
+        return base.removeprefix("hub:")
+    first = base.partition("/")[0]
+    if not _HUB_ID.fullmatch(base) or first in _OWN_FOLDERS or Path(first).exists():
+        return None
+    return base
+
+
+def locate_base(base: str, revision: str | None = None, download: bool = True) -> Path:
+    """The local folder or file that a name stands for.
+
+    Args:
+        base: a path, or a hub id; see :func:`read_hub_id`. A path that exists always wins.
+        revision: of a hub id.
+        download: whether the hub may be asked; False looks at its local cache alone.
+
+    Raises:
+        UnigsError: nothing there.
+    """
+    with in_words("the name of a base", repr(base)):
+        found = Path(base).exists()
+        name = None if found else read_hub_id(base)
+    if found:
+        return Path(base)
+    if name is None:
+        raise UnigsError(
+            f"expected a base: a diffusers folder, a single file, or a hub id org/name, got none "
+            f"at {base!r}; if it is a hub id, write hub:{base}"
+        )
+    if not _HUB_ID.fullmatch(name):
+        raise UnigsError(f"expected a hub id org/name, got {name!r}, at {base!r}")
+    where = "on the hub" if download else "in the hub's local cache (nothing is downloaded here)"
+    from huggingface_hub import snapshot_download
+
+    with in_words(f"a base {name} {where}", repr(base)):
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=list(_HUB_FILES),
+                local_files_only=not download,
+            )
+        )
+
+
+# --- loading -------------------------------------------------------------------------------------
 
 
 def load_components(base: str, revision: str | None = None) -> Components:
     """Load a base.
 
     Args:
-        base: a local diffusers folder, a single ``.safetensors`` or ``.ckpt`` file in the original
-            layout, or a hub id (``stable-diffusion-v1-5/stable-diffusion-inpainting``), which
+        base: a local diffusers folder, a single file in the original layout (safetensors or
+            ``.ckpt``), or a hub id (``stable-diffusion-v1-5/stable-diffusion-inpainting``), which
             downloads unless it is cached. Weights of folders and ids must be safetensors.
         revision: hub revision to pin.
 
     Raises:
-        UnigsError: nothing loadable is there.
+        UnigsError: nothing loadable is there, or parts that are damaged or do not fit each other.
     """
-    path = Path(base)
-    try:
-        if path.is_file():
-            return _load_single_file(path)
-        if path.exists() and not (path / "model_index.json").exists():
-            raise UnigsError(
-                f"expected a diffusers folder with model_index.json, found none in {path}; "
-                "make one with: unigs base --out FOLDER"
-            )
-        return _load_folder(base, revision)
-    except OSError as error:
+    path = locate_base(base, revision)
+    return load_folder(path) if path.is_dir() else load_single_file(path)
+
+
+def load_folder(folder: Path) -> Components:
+    """Every part of a diffusers folder, whole, finite, and fitting the others.
+
+    Raises:
+        UnigsError: names the file.
+    """
+    if not (folder / INDEX).exists():
         raise UnigsError(
-            f"expected a diffusers folder, a single file or a reachable hub id, got {base!r}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-
-
-def _load_folder(base: str, revision: str | None) -> Components:
-    where: dict[str, Any] = {"revision": revision}
-    safe = {**where, "use_safetensors": True}
-    towers = FrozenTowers(
-        AutoencoderKL.from_pretrained(base, subfolder="vae", **safe),
-        CLIPTextModel.from_pretrained(base, subfolder="text_encoder", **safe),
-        CLIPTokenizer.from_pretrained(base, subfolder="tokenizer", **where),
-    )
-    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", **safe)
-    scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler", **where)
-    return Components(unet, towers, scheduler)
-
-
-def _load_single_file(path: Path) -> Components:
-    """An original Stable Diffusion 1.x checkpoint; its configs are ours, so nothing is fetched."""
-    from diffusers import StableDiffusionInpaintPipeline
-
-    with tempfile.TemporaryDirectory() as folder:
-        write_configs(Path(folder), "sd15")
-        pipe = StableDiffusionInpaintPipeline.from_single_file(
-            str(path), config=folder, local_files_only=True, safety_checker=None
+            f"expected a diffusers folder with {INDEX}, found none in {folder}; "
+            "make one with: unigs base --out FOLDER"
         )
-    towers = FrozenTowers(pipe.vae, pipe.text_encoder, pipe.tokenizer)
-    return Components(pipe.unet, towers, DDPMScheduler.from_config(pipe.scheduler.config))
+    kind = read_config(folder / INDEX).get("_class_name", "")
+    if "XL" in str(kind) or "StableDiffusion3" in str(kind):
+        raise UnigsError(f"expected Stable Diffusion 1.x, got {kind}, at {folder / INDEX}")
+    text = load_module(CLIPTextModel, folder / "text_encoder", "model", may_leave=True)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    check_tokenizer(tokenizer, text.config, folder / "tokenizer")
+    scheduler = load_scheduler(folder / "scheduler")
+    vae = load_vae(str(folder / "vae"))
+    unet = load_module(UNet2DConditionModel, folder / "unet", _STEM)
+    check_parts(unet, text, folder)
+    return Components(unet, FrozenTowers(vae, text, tokenizer), scheduler)
+
+
+def check_files(folder: Path) -> None:
+    """Look at the files of a stock pipeline before its own loader does; headers alone are read.
+
+    Raises:
+        UnigsError: weights that are missing, cut or pointers, or no vocabulary; names the file.
+    """
+    for part in ("unet", "vae", "text_encoder"):
+        read_config(folder / part / "config.json")
+        for file in find_weights(folder / part, "model" if part == "text_encoder" else _STEM):
+            read_tensors(file)
+    check_vocabulary(folder / "tokenizer")
+
+
+def load_vae(folder: str) -> AutoencoderKL:
+    """An ``AutoencoderKL`` of a local folder as stock diffusers saves it; safetensors only.
+
+    Raises:
+        UnigsError: none there, or one that is damaged or of another number of latent channels.
+    """
+    vae = load_module(AutoencoderKL, Path(folder), _STEM)
+    channels, scale = vae.config.latent_channels, vae.config.scaling_factor
+    if channels != LATENT_CHANNELS or not isinstance(scale, int | float) or scale <= 0:
+        raise UnigsError(
+            f"expected an autoencoder of {LATENT_CHANNELS} latent channels and a scaling_factor "
+            f"above 0, got {channels} and {scale!r}, at {Path(folder) / 'config.json'}"
+        )
+    return vae
+
+
+def check_parts(unet, text, folder: Path) -> None:
+    """Refuse a UNet and a text encoder of different widths.
+
+    Raises:
+        UnigsError: names both.
+    """
+    wide = unet.config.cross_attention_dim
+    if set(wide if isinstance(wide, list | tuple) else [wide]) != {text.config.hidden_size}:
+        raise UnigsError(
+            f"expected a UNet that listens to {text.config.hidden_size} numbers a token, as the "
+            f"text encoder gives, got {wide}, at {folder / 'unet' / 'config.json'}"
+        )
+
+
+def load_single_file(path: Path) -> Components:
+    """An original Stable Diffusion 1.x checkpoint; its configs are ours, so nothing is fetched.
+
+    Raises:
+        UnigsError: a file of another kind, named.
+    """
+    unet, vae, text, tokenizer, scheduler = read_single_file(path)
+    check_scheduler(scheduler, path)
+    return Components(unet, FrozenTowers(vae, text, tokenizer), scheduler)
+
+
+# --- the noise -----------------------------------------------------------------------------------
+
+
+def load_scheduler(folder: Path) -> DDPMScheduler:
+    """The noise schedule of a folder, whichever sampler it was stored with.
+
+    Raises:
+        UnigsError: none, or of another kind of process (flow matching, EDM).
+    """
+    path = folder / "scheduler_config.json"
+    config = read_config(path)
+    check_numbers(config, path)
+    kind = str(config.get("_class_name", ""))
+    if not kind.startswith(_NOISES) or config.get("use_flow_sigmas"):
+        raise UnigsError(
+            "expected the scheduler of a diffusion with betas, as DDPM, DDIM or PNDM, got "
+            f"{kind or 'none'}{' with use_flow_sigmas' * bool(config.get('use_flow_sigmas'))}, "
+            f"at {path}"
+        )
+    with in_words("a noise schedule", path):
+        scheduler = DDPMScheduler.from_pretrained(str(folder), local_files_only=True)
+    check_scheduler(scheduler, path)
+    if not kind.startswith("DDPM"):
+        warnings.warn(
+            f"{folder}: of its {kind} the betas and the prediction type are taken; sampling "
+            "has its own options",
+            UnigsWarning,
+            stacklevel=2,
+        )
+    return scheduler
+
+
+def check_scheduler(scheduler, where: Path) -> None:
+    """Refuse a schedule that is no schedule.
+
+    Raises:
+        UnigsError: an unknown prediction type; noise that does not grow from little to much; the
+            noise asked for where nothing of the picture is left.
+    """
+    config, left = scheduler.config, scheduler.alphas_cumprod
+    if config.prediction_type not in PREDICTION_TYPES:
+        raise UnigsError(
+            f"expected a prediction_type of {', '.join(PREDICTION_TYPES)}, got "
+            f"{config.prediction_type!r}, at {where}"
+        )
+    sized = left.dim() == 1 and 1 < len(left) == config.num_train_timesteps
+    if not sized or not left.isfinite().all() or not _falls(left):
+        raise UnigsError(f"expected betas that add noise at every step, got others, at {where}")
+    if config.rescale_betas_zero_snr and config.prediction_type == "epsilon":
+        raise UnigsError(
+            "expected v_prediction or sample with rescale_betas_zero_snr (the last step is pure "
+            f"noise), got epsilon, at {where}"
+        )
+
+
+def _falls(left: torch.Tensor) -> bool:
+    """Whether the share of the picture [T] falls from below 1 to 0 or more."""
+    return bool((left.diff() <= 0).all() and left[0] < 1 and left[-1] >= 0)
+
+
+def resolve_prediction_type(asked: str | None, scheduler: Any, base: str = "") -> str:
+    """What the network is to be asked for: the base's own unless something else is given.
+
+    Args:
+        asked: ``epsilon``, ``v_prediction``, ``sample``, or None for the base's own.
+        scheduler: the base's.
+        base: its name, for the message.
+
+    Raises:
+        UnigsError: no such type, or noise asked of a base whose last step is pure noise.
+    """
+    own = scheduler.config.prediction_type
+    kind = own if asked is None else asked
+    if kind not in PREDICTION_TYPES:
+        raise UnigsError(f"expected one of {', '.join(PREDICTION_TYPES)}, got {kind!r}, at {base}")
+    if kind == "epsilon" and scheduler.config.rescale_betas_zero_snr:
+        raise UnigsError(
+            f"expected v_prediction or sample for {base!r}, whose last step is pure noise "
+            "(rescale_betas_zero_snr), got epsilon, at prediction_type"
+        )
+    if kind != own:
+        warnings.warn(
+            f"base {base!r} was trained to predict {own}, this model asks it for {kind}: fine for "
+            "random weights, a long way for trained ones; leave prediction_type out to keep it",
+            UnigsWarning,
+            stacklevel=2,
+        )
+    return kind

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from unigs.codec import encode_colormap
+from unigs.diffusion.tokens import as_utf8
 from unigs.records import TASKS
 from unigs.tasks import RECIPES
 
@@ -84,8 +85,8 @@ class FrozenTowers(nn.Module):
         """Prompts to embeddings float32 [B, L, D], padded and cut to the text encoder's length."""
         length = self.text_encoder.config.max_position_embeddings
         tokens = self.tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True,
-            return_tensors="pt",
+            [as_utf8(text) for text in prompts], padding="max_length", max_length=length,
+            truncation=True, return_tensors="pt",
         )  # fmt: skip
         ids = tokens.input_ids.to(self.text_encoder.device)
         return self.text_encoder(ids)[0].float()  # [B, L, D]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from unigs.codec import encode_colormap
+from unigs.diffusion.base import check_files, read_hub_id
 from unigs.diffusion.objective import draw_noise
 from unigs.evaluation.predictors import name_task
 from unigs.metrics.segmenter import MASK2FORMER, Segmenter, load_segmenter
@@ -156,11 +157,19 @@ def load_inpainting(
     """
     from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
 
+    where = str(name)
+    if Path(name).is_dir():
+        check_files(Path(name))
+    elif read_hub_id(where) is None:  # a path that is not there is nothing to ask the hub for
+        offline = True
     try:
         pipeline = StableDiffusionInpaintPipeline.from_pretrained(
-            str(name), local_files_only=offline, use_safetensors=True, safety_checker=None
+            where.removeprefix("hub:"),
+            local_files_only=offline,
+            use_safetensors=True,
+            safety_checker=None,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of damaged files loaders say nearly anything
         raise UnigsError(
             "expected sd-inpainting=FOLDER in diffusers' layout, or an id of the hub (downloaded "
             f"only when asked to); got {name}; {error}"

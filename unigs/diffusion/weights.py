@@ -1,0 +1,210 @@
+"""Weights and configs on disk, checked before and after another library's loader sees them.
+
+In: files that people bring: missing, cut, empty, pointers, damaged, or of another network. Out:
+stock modules, whole and finite, or words that name the file. Nothing here reaches the network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from unigs.files import is_pointer
+from unigs.records import UnigsError
+
+MAX_CONFIG_BYTES = 64 << 20
+"""A vocabulary takes a few megabytes, a config some kilobytes."""
+
+MAX_NUMBER = 10_000_000
+MAX_LAYERS = 1000
+"""Larger numbers in a config are damage, and would take the machine's memory or an hour."""
+
+_UNPICKLED = (".bin", ".ckpt", ".pt", ".pth")
+
+
+@contextmanager
+def in_words(expected: str, where: Path | str) -> Iterator[None]:
+    """Turn whatever another library raises on a damaged file into words.
+
+    Args:
+        expected: what should have been there.
+        where: the file or folder, for the message.
+
+    Raises:
+        UnigsError: in place of any other exception.
+    """
+    try:
+        yield
+    except UnigsError:
+        raise
+    except Exception as error:  # loaders of foreign bytes raise nearly anything
+        said = (str(error).strip() or "no reason").splitlines()[0][:300]
+        raise UnigsError(
+            f"expected {expected}, got {type(error).__name__}: {said}, at {where}"
+        ) from error
+
+
+def check_file(path: Path) -> None:
+    """Look at a file's first bytes.
+
+    Raises:
+        UnigsError: missing, no plain file, empty, or a Git LFS pointer.
+    """
+    with in_words("a readable file", path):
+        if not path.is_file():
+            kind = "another kind of file" if path.exists() else "none"
+            raise UnigsError(f"expected a file {path.name}, got {kind}, at {path}")
+        empty, pointer = not path.stat().st_size, is_pointer(path)
+    if empty:
+        raise UnigsError(f"expected a file with content, got 0 bytes, at {path}")
+    if pointer:
+        raise UnigsError(
+            f"expected the file itself, got its Git LFS pointer (run git lfs pull), at {path}"
+        )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object of bounded size.
+
+    Raises:
+        UnigsError: anything else.
+    """
+    check_file(path)
+    with in_words("a JSON object", path):
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UnigsError(f"expected at most {MAX_CONFIG_BYTES} bytes of JSON, at {path}")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise UnigsError(f"expected a JSON object, got {type(config).__name__}, at {path}")
+    return config
+
+
+def check_numbers(config: dict[str, Any], path: Path) -> None:
+    """Refuse numbers of a config that are not finite or would take all memory.
+
+    Raises:
+        UnigsError: names the key.
+    """
+    for key, value in config.items():
+        limit = MAX_LAYERS if "layers" in key else MAX_NUMBER
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not abs(number) <= limit:  # NaN too
+                raise UnigsError(f"expected {key} of at most {limit}, got {number}, at {path}")
+
+
+def read_tensors(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a safetensors file, by its header alone.
+
+    Raises:
+        UnigsError: no whole file of that kind.
+    """
+    check_file(path)
+    with (
+        in_words("whole safetensors weights (cut, damaged, or another format?)", path),
+        safe_open(path, "pt") as file,
+    ):
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def find_weights(folder: Path, stem: str) -> list[Path]:
+    """The safetensors files of one part: one, or those that an index lists.
+
+    Raises:
+        UnigsError: none, or an index that names files elsewhere.
+    """
+    whole, index = (folder / f"{stem}.safetensors{end}" for end in ("", ".index.json"))
+    if index.exists():
+        listed = read_config(index).get("weight_map")
+        names = list(listed.values()) if isinstance(listed, dict) else []
+        plain = [name for name in names if isinstance(name, str) and Path(name).name == name]
+        if not names or len(plain) != len(names):
+            raise UnigsError(f"expected a weight_map to files beside it, got others, at {index}")
+        return [folder / name for name in sorted(set(plain))]
+    if not whole.exists():
+        there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        pickled = any(name.endswith(_UNPICKLED) for name in there)
+        hint = "; a pickle can run code: convert it to safetensors" if pickled else ""
+        raise UnigsError(
+            f"expected {whole.name}, got {', '.join(there) or 'none'}{hint}, at {whole}"
+        )
+    return [whole]
+
+
+def load_module(kind: Any, folder: Path, stem: str, may_leave: bool = False) -> Any:
+    """A stock network from its own folder, by its own loader.
+
+    Args:
+        kind: class with ``from_pretrained``.
+        folder: holds ``config.json`` and the weights.
+        stem: of the weights' file name.
+        may_leave: whether the file may hold tensors that the network has not.
+
+    Raises:
+        UnigsError: a config or weights that are missing, damaged, of another network, or not
+            finite; names the file, and the tensor where it is one.
+    """
+    where = folder / "config.json"
+    config = read_config(where)
+    check_numbers(config, where)
+    named = config.get("_class_name", kind.__name__)
+    if named != kind.__name__:
+        raise UnigsError(f"expected the config of a {kind.__name__}, got {named}, at {where}")
+    files = find_weights(folder, stem)
+    for file in files:
+        read_tensors(file)
+    with in_words(f"a {kind.__name__} and its weights", files[0]):
+        module, info = kind.from_pretrained(
+            str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    check_names(info["missing_keys"], () if may_leave else info["unexpected_keys"], files[0])
+    check_finite(module.state_dict().items(), files[0])
+    return module
+
+
+def check_names(missing: Iterable[str], unexpected: Iterable[str], where: Path) -> None:
+    """Refuse weights that leave a part of the network random, or are of a larger one.
+
+    Raises:
+        UnigsError: names some of the tensors.
+    """
+    for names, words in ((missing, "got none of"), (unexpected, "got beside it")):
+        names = sorted(names)
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UnigsError(
+                f"expected every weight of its config and no other, {words} "
+                f"{', '.join(names[:3])}{more}, at {where}"
+            )
+
+
+@torch.no_grad()
+def find_not_finite(tensors: Iterable[tuple[str, Any]]) -> str:
+    """Name of the first tensor that holds NaN or infinity; empty if none does.
+
+    One reduction over all, because most often there is none; only then the one is looked for.
+    """
+    floats = {
+        name: tensor
+        for name, tensor in tensors
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.numel()
+    }
+    sums = [tensor.sum(dtype=torch.float32) for tensor in floats.values()]
+    if not sums or bool(torch.isfinite(torch.stack([one.cpu() for one in sums])).all()):
+        return ""
+    return next((name for name, tensor in floats.items() if not tensor.isfinite().all()), "")
+
+
+def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: Path | str) -> None:
+    """Refuse weights that a diverged run or an overflow left.
+
+    Raises:
+        UnigsError: names the tensor.
+    """
+    if name := find_not_finite(tensors):
+        raise UnigsError(f"expected finite weights, got NaN or infinity in {name}, at {where}")
