@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from unigs.annotations import Source
 from unigs.images import encode_image
 from unigs.records import Annotated, Entity, Skips
 from unigs.seeds import rng
@@ -12,6 +13,7 @@ from unigs.seeds import rng
 class DrawnSource:
     """Noise pictures with striped entities; what a reader gives, as far as shards care."""
 
+    require_pictures, tell_losses, remarks = Source.require_pictures, Source.tell_losses, ()
     licence = "drawn for tests"
 
     def __init__(

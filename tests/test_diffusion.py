@@ -61,12 +61,16 @@ def batch(shards):
 
 @pytest.mark.parametrize("channels", [4, 9])
 def test_with_no_colormap_the_widened_unet_is_the_original_bit_for_bit(channels):
+    """Whatever the order in which a machine sums its input channels: here their sums are exact."""
+    exact = lambda values: (values * 16).round() / 16
     unet = make_unet(channels)
+    for weight in unet.conv_in.parameters():
+        weight.data = exact(weight.data)
     wide = widen_unet(unet).eval()
     image, mask, context = (
-        torch.randn(2, 4, 16, 16),
-        torch.rand(2, 1, 16, 16),
-        torch.randn(2, 4, 16, 16),
+        exact(torch.randn(2, 4, 16, 16)),
+        exact(torch.rand(2, 1, 16, 16)),
+        exact(torch.randn(2, 4, 16, 16)),
     )
     text, steps = torch.randn(2, 7, 64), torch.tensor([3, 700])
     old = image if channels == 4 else torch.cat([image, mask, context], 1)

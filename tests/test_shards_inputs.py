@@ -340,7 +340,7 @@ def test_a_run_ends_with_what_it_wrote_and_what_comes_next(data, tmp_path, capsy
 def test_a_source_without_a_usable_picture_is_refused(data, tmp_path):
     path = data / "coco/annotations/instances_val2017.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
-    with pytest.raises(ShardError, match=r"got none .*without annotations.*coco-instances val"):
+    with pytest.raises(UnigsError, match=r"got none, in coco-instances val.*without annotations"):
         write(data, tmp_path / "out", ["coco"])
     assert not (tmp_path / "out").exists()
 

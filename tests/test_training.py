@@ -305,7 +305,7 @@ def test_ema_follows_the_average_of_the_weights(base, shards, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_a_checkpoint_that_resumes_exactly(fitted, base, shards, tmp_path, number):
     class Strike(Callback):
-        def on_train_batch_start(self, trainer, *args) -> None:
+        def on_before_backward(self, trainer, *args) -> None:
             if trainer.global_step == 1:
                 assert threading.current_thread() is threading.main_thread()
                 os.kill(os.getpid(), number)
