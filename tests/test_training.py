@@ -235,6 +235,25 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(fitted, base, shar
         assert torch.equal(weight, whole[name]), name
 
 
+def test_rates_and_decay_of_the_config_beat_those_of_a_checkpoint(fitted, base, shards, tmp_path):
+    """Also with the average rate's schedule: warm-up over 8 steps, of which 2 are done."""
+    asked = {"learning_rate": 3e-4, "weight_decay": 0.3, "betas": (0.8, 0.9), "warmup_steps": 8}
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, *args) -> None:
+            (group,) = trainer.optimizers[0].param_groups
+            seen.append([group[name] for name in ("lr", "weight_decay", "betas")])
+
+    trainer = make_trainer(tmp_path, callbacks=[Watch(), EMA(0.9)])
+    with pytest.warns(match=r"take effect.*model\.betas"):
+        trainer.fit(
+            make_model(base, **asked), make_data(shards), ckpt_path=fitted[0] / "step=2.ckpt"
+        )
+    assert [one[1:] for one in seen] == [[0.3, (0.8, 0.9)]] * 2
+    assert [one[0] for one in seen] == pytest.approx([3e-4 * 3 / 8, 3e-4 * 4 / 8])
+
+
 def test_export_writes_the_average_and_replaces_only_pipelines(fitted, tmp_path):
     checkpoint = str(fitted[0] / "step=4.ckpt")
     out = tmp_path / "pipeline"
