@@ -241,6 +241,21 @@ def test_a_source_without_one_usable_sample_is_no_endless_search(shards, workers
         list(make_loader(shards, refuse_all, num_workers=workers))
 
 
+def take_too_much(record: Annotated, task: str, index: int) -> dict:
+    if record.key.endswith("4"):
+        raise {0: MemoryError, 1: RecursionError}[index % 2]
+    return make_tensor(record, task, index)
+
+
+def test_a_sample_that_takes_too_much_is_its_own_fault(shards):
+    loader = make_loader(shards, take_too_much, max_skip_fraction=1.0)
+    keys = [key for batch, _ in loader for _, _, key in batch]
+    assert len(keys) == 5 * GLOBAL_BATCH
+    assert not [key for key in keys if key.endswith("4")]
+    reasons = set(loader.skips.counts)
+    assert reasons == {f"sample took too much ({n}Error)" for n in ("Memory", "Recursion")}
+
+
 def fail_once(record: Annotated, task: str, index: int) -> dict:
     if index == 30:
         raise KeyError("no such word")

@@ -102,6 +102,8 @@ class StreamDataset(Dataset):
                 raise
             except UnigsError as error:
                 skips.add(getattr(error, "reason", type(error).__name__), f"{error} ({where})")
+            except (MemoryError, RecursionError) as error:  # a bomb that no door caught
+                skips.add(f"sample took too much ({type(error).__name__})", where)
             except Exception as error:
                 raise SampleFailed(
                     f"expected a sample for {draw.task}, got {type(error).__name__}: {error}, "
