@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unigs.fit import make_cli
+from unigs.fit import RANK_TIMEOUT, make_cli
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 OVERLAYS = {"inpainting", "synthesis", "referring", "entity"}
@@ -43,6 +43,13 @@ def test_an_overlay_trains_its_task_alone(task, monkeypatch, tmp_path):
     assert cli.datamodule.task_ratios == {task: 1.0}
     assert cli.trainer.max_epochs == 48
     assert cli.model.hparams.base.startswith("stable-diffusion-v1-5/")
+
+
+def test_a_rank_that_is_left_alone_gives_up_after_minutes(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = [*words_for(CONFIGS[0].parent / "joint.yaml"), "--trainer.precision=32-true"]
+    cli = make_cli([*words, "--trainer.accelerator=cpu", "--trainer.devices=2"], run=False)
+    assert cli.trainer.strategy._timeout == RANK_TIMEOUT
 
 
 def test_joint_is_the_papers_recipe():

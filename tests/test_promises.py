@@ -110,9 +110,20 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: " ".join(map(str, s)))
-@pytest.mark.parametrize("ending", ENDINGS, ids=lambda e: next(iter(e)))
-@pytest.mark.parametrize("saver", SAVERS, ids=str)
+CASES = [
+    pytest.param(
+        saver, ending, shape,
+        id=f"{saver} {next(iter(ending))} {' '.join(shape)}",
+        marks=[] if (i + j + k) % 3 == 0 else [pytest.mark.slow],
+    )
+    for i, saver in enumerate(SAVERS)
+    for j, ending in enumerate(ENDINGS)
+    for k, shape in enumerate(SHAPES)
+]  # fmt: skip
+"""A third of all combinations by default, each saver, ending and shape among them."""
+
+
+@pytest.mark.parametrize(("saver", "ending", "shape"), CASES)
 def test_every_checkpoint_of_every_moment_resumes_to_the_same_end(
     shards, tmp_path, saver, ending, shape
 ):
@@ -180,9 +191,8 @@ HOOKS = [
 ]
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("preemption_first", [True, False])
+@pytest.mark.parametrize(("accumulate", "preemption_first"), [(1, False), (2, True)])
 def test_a_signal_at_any_moment_saves_what_resumes_exactly(
     shards, tmp_path, hook, accumulate, preemption_first
 ):
@@ -211,6 +221,8 @@ def test_a_signal_in_the_middle_of_a_save_waits_for_its_end(shards, tmp_path, nu
 
     def train(queue) -> None:
         import unigs.checkpoints as module
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
 
         write = module._Writer.write
 

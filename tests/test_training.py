@@ -22,6 +22,7 @@ from unigs.callbacks import (
     Throughput,
     read_ema,
 )
+from unigs.checkpoints import read_checkpoint
 from unigs.data import UniGSData, stack_samples
 from unigs.diffusion.objective import balance_sizes
 from unigs.export import export_pipeline, load_checkpoint
@@ -273,7 +274,7 @@ def test_export_writes_the_average_and_replaces_only_pipelines(fitted, tmp_path)
         export_pipeline("nowhere.ckpt", str(out))
 
 
-def test_a_checkpoint_of_the_command_line_exports(base, shards, tmp_path, monkeypatch):
+def test_a_run_of_the_command_line_goes_on_and_exports(base, shards, tmp_path, monkeypatch, capfd):
     """LightningCLI adds names of its own to the stored hyperparameters."""
     monkeypatch.chdir(tmp_path)
     flags = {
@@ -289,10 +290,20 @@ def test_a_checkpoint_of_the_command_line_exports(base, shards, tmp_path, monkey
         "trainer.limit_val_batches": 0,
         "trainer.accelerator": "cpu",
         "trainer.enable_progress_bar": "false",
+        "trainer.logger": "false",  # its versions would be folders of their own
         "trainer.default_root_dir": tmp_path,
     }
-    assert run_lightning(["fit", *(f"--{name}={value}" for name, value in flags.items())]) == 0
-    export_pipeline(str(next(tmp_path.rglob("*.ckpt"))), str(tmp_path / "pipeline"))
+    words = ["fit", *(f"--{name}={value}" for name, value in flags.items())]
+    assert run_lightning([*words, "--ckpt_path=last"]) == 0
+    assert "no checkpoint of this run yet" in capfd.readouterr().out
+    (checkpoint,) = tmp_path.rglob("last.ckpt")
+    (checkpoint.parent / "zzz.ckpt").write_bytes(b"cut")
+    assert run_lightning([*words, "--ckpt_path=last", "--trainer.max_steps=2"]) == 0
+    told = capfd.readouterr().out
+    assert f"resuming from {checkpoint}" in told
+    assert "passed over" in told
+    assert read_checkpoint(checkpoint)["global_step"] == 2
+    export_pipeline(str(checkpoint), str(tmp_path / "pipeline"))
     UniGSPipeline.load(str(tmp_path / "pipeline"))
 
 
