@@ -102,7 +102,7 @@ shards: install  ## your data -> shards: make shards COCO=... OPENIMAGES=... ENT
 	$(BIN)/unigs shards $(if $(COCO),--coco "$(COCO)") $(if $(OPENIMAGES),--openimages "$(OPENIMAGES)") \
 	  $(if $(ENTITYSEG),--entityseg "$(ENTITYSEG)") --out "$(OUT)"
 
-test: install  ## the default suite, about two minutes on 2 cores
+test: install  ## the default suite, about three minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
 
 test-slow: install  ## everything marked slow
