@@ -91,7 +91,9 @@ def read_state(path: Path) -> dict:
     content = read_checkpoint(path)
     parts = ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers")
     state = {name: content[name] for name in parts}
-    return state | {"average": content["callbacks"]["EMA"], "stream": content["UniGSData"]}
+    logged = content["loops"]["fit_loop"]["epoch_loop.state_dict"]  # the step that loggers show
+    average, stream = content["callbacks"]["EMA"], content["UniGSData"]
+    return state | {"average": average, "stream": stream, "logged": logged}
 
 
 SAVERS = [
