@@ -74,17 +74,11 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     temp = _name_temp(path)
     try:
-        yield temp
-        sync(temp)
-        os.replace(temp, path)
-        sync(path.parent)
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise DiskFull(
-            f"expected room for {path.name}, got '{error.strerror}', at {path.parent}; finished "
-            "files are kept: free some space and run the same command again"
-        ) from None
+        with _tell_full(path):
+            yield temp
+            sync(temp)
+            os.replace(temp, path)
+            sync(path.parent)
     finally:
         temp.unlink(missing_ok=True)
 
@@ -110,25 +104,34 @@ def new_folder(path: Path) -> Iterator[Path]:
         previous.rename(path)
     temp = _name_temp(path)
     try:
-        temp.mkdir()
-        yield temp
-        for file in [*temp.rglob("*"), temp]:
-            sync(file)
-        if not path.exists():
-            temp.rename(path)
-        elif not _exchange(temp, path):
-            path.rename(previous)
-            temp.rename(path)
-            shutil.rmtree(previous)
-        sync(path.parent)
+        with _tell_full(path):
+            temp.mkdir()
+            yield temp
+            for file in [*temp.rglob("*"), temp]:
+                sync(file)
+            if not path.exists():
+                temp.rename(path)
+            elif not _exchange(temp, path):
+                path.rename(previous)
+                temp.rename(path)
+                shutil.rmtree(previous)
+            sync(path.parent)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+@contextmanager
+def _tell_full(path: Path) -> Iterator[None]:
+    """Turn a disk without room into words."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
         raise DiskFull(
-            f"expected room for {path.name}, got '{error.strerror}', at {path.parent}"
+            f"expected room for {path.name}, got '{error.strerror}', at {path.parent}; finished "
+            "files are kept: free some space and run the same command again"
         ) from None
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
 
 
 def _name_temp(path: Path) -> Path:
