@@ -60,7 +60,7 @@ def shards(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> str:
     """A base folder with a very small UNet and VAE in the true layout."""
-    from unigs.diffusion import base as module
+    from unigs.systems.joint import base as module
 
     folder = tmp_path_factory.mktemp("base") / "base"
     saved = module.PRESETS["tiny"]
@@ -79,9 +79,9 @@ def base(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def pipeline(base):
     """A joint pipeline over the small base, with random weights in the new channels too."""
-    from unigs.diffusion.base import load_components
-    from unigs.diffusion.denoiser import widen_unet
-    from unigs.pipeline import UniGSPipeline
+    from unigs.systems.joint.base import load_components
+    from unigs.systems.joint.denoiser import widen_unet
+    from unigs.systems.joint.pipeline import UniGSPipeline
 
     parts = load_components(base)
     unet = widen_unet(parts.unet)

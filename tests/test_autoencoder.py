@@ -6,11 +6,11 @@ import lightning as L
 import pytest
 import torch
 
-from unigs.autoencoder import Autoencoder, edge_loss
+from unigs.recipes.autoencoder import Autoencoder, edge_loss
 from unigs.codec import decode_colormap, encode_colormap
 from unigs.data import UniGSData
-from unigs.diffusion.base import AUTOENCODER, load_vae
-from unigs.diffusion.encoders import to_signed, to_uint8
+from unigs.systems.joint.base import AUTOENCODER, load_vae
+from unigs.systems.joint.towers import to_signed, to_uint8
 from unigs.metrics.segmentation import EntityQuality
 from unigs.synthetic import draw_scene, scene_seed
 from unigs.tasks import TaskOptions

@@ -47,7 +47,7 @@ def test_bad_input_ends_in_words_and_a_code(capsys, tmp_path):
 
 def test_a_misspelt_key_is_named_with_its_path(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--model=unigs.training.UniGS", "--model.base=x", "--model.learning_rat=1"])
+        main(["fit", "--model=unigs.systems.joint.module.UniGS", "--model.base=x", "--model.learning_rat=1"])
     assert stop.value.code == 2
     assert "learning_rat" in capsys.readouterr().err
 

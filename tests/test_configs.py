@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unigs.fit import RANK_TIMEOUT, make_cli
+from unigs.verbs.fit import RANK_TIMEOUT, make_cli
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 OVERLAYS = {"inpainting", "synthesis", "referring", "entity"}

@@ -10,9 +10,9 @@ from ldm_layout import write_original
 from safetensors.torch import save_file
 
 from unigs.data import stack_samples
-from unigs.diffusion.base import PRESETS, load_components, make_base
-from unigs.diffusion.denoiser import denoise, join_inputs, widen_unet
-from unigs.diffusion.encoders import (
+from unigs.systems.joint.base import PRESETS, load_components, make_base
+from unigs.systems.joint.denoiser import denoise, join_inputs, widen_unet
+from unigs.systems.joint.towers import (
     Latents,
     context_pixels,
     encode_batch,
@@ -20,7 +20,7 @@ from unigs.diffusion.encoders import (
     to_signed,
     to_uint8,
 )
-from unigs.diffusion.objective import (
+from unigs.systems.joint.objective import (
     balance_sizes,
     branch_losses,
     draw_noise,

@@ -96,7 +96,7 @@ def test_an_out_that_cannot_be_written_is_named(
 ):
     out = str(make_outs(tmp_path)[kind])
     monkeypatch.setattr(export, "load_checkpoint", lambda *a: Holder(pipeline))
-    monkeypatch.setattr("unigs.pipeline.UniGSPipeline.load", lambda folder: pipeline)
+    monkeypatch.setattr("unigs.systems.joint.pipeline.UniGSPipeline.load", lambda folder: pipeline)
     options = {
         "base": [],
         "export": ["--checkpoint", "x"],

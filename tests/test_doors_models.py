@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from unigs.diffusion import base as bases
-from unigs.diffusion.base import (
+from unigs.systems.joint import base as bases
+from unigs.systems.joint.base import (
     load_components,
     load_vae,
     locate_base,
@@ -24,12 +24,12 @@ from unigs.diffusion.base import (
     read_hub_id,
     resolve_prediction_type,
 )
-from unigs.diffusion.folders import write_digests
-from unigs.diffusion.single import check_kind, read_pickle, read_weights
-from unigs.diffusion.tokens import write_small_tokenizer
-from unigs.diffusion.weights import find_not_finite
-from unigs.export import load_checkpoint, save_pipeline
-from unigs.pipeline import UniGSPipeline
+from unigs.systems.joint.folders import write_digests
+from unigs.systems.joint.single import check_kind, read_pickle, read_weights
+from unigs.systems.joint.tokens import write_small_tokenizer
+from unigs.weights import find_not_finite
+from unigs.verbs.export import load_checkpoint, save_pipeline
+from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.records import UnigsError, UnigsWarning
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
@@ -247,7 +247,7 @@ def test_configs_that_do_not_fit_are_refused(copy, file, change):
 
 
 def test_a_bases_own_prediction_type_is_taken_unless_another_is_given(copied_base):
-    from unigs.training import UniGS
+    from unigs.systems.joint.module import UniGS
 
     path = copied_base / "scheduler" / "scheduler_config.json"
     edit(path, prediction_type="v_prediction")

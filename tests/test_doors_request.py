@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from unigs.diffusion.tokens import find_cut
+from unigs.systems.joint.tokens import find_cut
 from unigs.pictures import draw_sheet
 from unigs.records import TASKS, UnigsError, UnigsWarning, show
 from unigs.report import write_report
-from unigs.request import check_request, read_mask, read_request, understand_mask
+from unigs.verbs.request import check_request, read_mask, read_request, understand_mask
 from unigs.tasks import RECIPES, write_prompt
 
 SIZE = (40, 56)

@@ -31,7 +31,7 @@ from unigs.evaluation.run import evaluate, evaluate_models
 from unigs.metrics.average_precision import EntityAP
 from unigs.metrics.segmentation import EntityQuality, ReferringQuality
 from unigs.metrics.segmenter import load_segmenter
-from unigs.pipeline import UniGSPipeline
+from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.records import TASKS, Prediction, UnigsError
 from unigs.tasks import TaskOptions, write_prompt
 
@@ -374,7 +374,7 @@ def save_tiny_inpainting(base, folder):
     """Stable Diffusion inpainting over the base's towers, in the layout of the hub."""
     from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 
-    from unigs.diffusion.base import load_components
+    from unigs.systems.joint.base import load_components
 
     parts = load_components(base)
     torch.manual_seed(0)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from unigs.diffusion.base import make_base
-from unigs.fit import make_cli
+from unigs.systems.joint.base import make_base
+from unigs.verbs.fit import make_cli
 from unigs.shards import write_shards
 from unigs.synthetic import write_datasets
 

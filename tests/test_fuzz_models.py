@@ -23,11 +23,11 @@ import pytest
 import torch
 from PIL import Image
 
-from unigs.diffusion.base import load_components
-from unigs.export import load_checkpoint
-from unigs.pipeline import UniGSPipeline
+from unigs.systems.joint.base import load_components
+from unigs.verbs.export import load_checkpoint
+from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.records import UnigsError
-from unigs.request import understand_mask
+from unigs.verbs.request import understand_mask
 
 pytestmark = pytest.mark.slow
 

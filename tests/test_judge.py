@@ -15,7 +15,7 @@ from unigs.evaluation.judging import Judges, count_recognised, judge_batch
 from unigs.evaluation.predictors import EmptyFloor, Oracle, RandomFloor
 from unigs.evaluation.protocol import InputLoader
 from unigs.evaluation.results import summarise_rows
-from unigs.judge import UNKNOWN, Judge, balanced_loss, paint_classes, rate_classes
+from unigs.recipes.judge import UNKNOWN, Judge, balanced_loss, paint_classes, rate_classes
 from unigs.metrics.segmenter import Segments, SemanticSegmenter, load_segmenter
 from unigs.records import TASKS, Batch, Prediction
 from unigs.tasks import TaskOptions

@@ -7,8 +7,8 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 
 from unigs.codec import encode_colormap
-from unigs.diffusion.objective import draw_noise
-from unigs.pipeline import UniGSPipeline, fit_size, make_sampler, resize_labels, resize_pixels
+from unigs.systems.joint.objective import draw_noise
+from unigs.systems.joint.pipeline import UniGSPipeline, fit_size, make_sampler, resize_labels, resize_pixels
 from unigs.records import TASKS, UnigsError
 
 ONCE = {"guidance": 1.0, "entity_guidance": 1.0}  # one pass a step
@@ -57,7 +57,7 @@ def test_every_task_answers_at_the_size_of_its_input(pipeline, inputs, task, giv
 def test_the_picture_sharpens_masks_only_where_it_is_given(pipeline, inputs, task, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "unigs.pipeline.sharpen_colormap",
+        "unigs.systems.joint.pipeline.sharpen_colormap",
         lambda colormap, image: seen.append(image) or torch.zeros_like(colormap),
     )
     plain, sharp = (

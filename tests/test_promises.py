@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from unigs.callbacks import EMA, FiniteSteps, Preempted, Preemption
-from unigs.callbacks.resume import TRAINER_RULES, describe_run
+from unigs.promises.resume import TRAINER_RULES, describe_run
 from unigs.checkpoints import NotFinite, find_last, read_checkpoint
 from unigs.data import UniGSData
 from unigs.locks import FolderBusy, lock_folder
@@ -25,7 +25,7 @@ from unigs.records import UnigsError
 from unigs.runs import OtherRun
 from unigs.streams import LoaderStuck
 from unigs.tasks import TaskOptions
-from unigs.training import UniGS
+from unigs.systems.joint.module import UniGS
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -349,8 +349,8 @@ def test_weights_alone_are_no_checkpoint_to_resume_from(shards, tmp_path):
     with pytest.raises(UnigsError, match="weights alone"):
         fit(shards, tmp_path / "again", resume=tmp_path / "step=4.ckpt")
     (tmp_path / "last.ckpt").unlink()
-    options = describe_run(trainer, Tiny(), make_data(shards))
-    found, skipped = find_last([tmp_path], *options)
+    run = describe_run(trainer, Tiny(), make_data(shards))
+    found, skipped = find_last([tmp_path], run)
     assert found is None
     assert "weights alone" in skipped[0]
 
@@ -492,7 +492,7 @@ def test_last_is_the_newest_whole_checkpoint_of_this_run(shards, tmp_path):
     last = tmp_path / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-1000])
     found, skipped = find_last(
-        [tmp_path], *describe_run(make_trainer(tmp_path), Tiny(), make_data(shards))
+        [tmp_path], describe_run(make_trainer(tmp_path), Tiny(), make_data(shards))
     )
     assert found == tmp_path / "step=12.ckpt"
     assert len(skipped) == 2

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from unigs import sample
 from unigs.cli import main
 from unigs.records import TASKS, UnigsError
-from unigs.request import number_entities, read_pixels, read_request, read_values
+from unigs.verbs.request import number_entities, read_pixels, read_request, read_values
 from unigs.synthetic.scenes import THING_IDS
 from unigs.tasks import RECIPES, write_prompt
 

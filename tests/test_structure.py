@@ -106,7 +106,7 @@ def test_the_core_needs_nothing_of_the_eval_extra(tmp_path):
         if not entry.name.startswith(absent):
             (tmp_path / entry.name).symlink_to(entry)
     code = """
-import unigs.callbacks, unigs.data, unigs.export, unigs.fit, unigs.metrics, unigs.pipeline
+import unigs.callbacks, unigs.data, unigs.verbs.export, unigs.verbs.fit, unigs.metrics, unigs.systems.joint.pipeline
 print("fine")
 """
     paths = os.pathsep.join([str(tmp_path), str(ROOT.parent)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import CLIPTokenizer
 
-from unigs.diffusion.tokens import write_clip_tokenizer, write_small_tokenizer
+from unigs.systems.joint.tokens import write_clip_tokenizer, write_small_tokenizer
 
 TEXTS = ("inpainting: generate dog.", "find a zebra, and sky!", "don't stop", "Gebäude 日本 123")
 

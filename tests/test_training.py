@@ -24,13 +24,13 @@ from unigs.callbacks import (
 )
 from unigs.checkpoints import read_checkpoint
 from unigs.data import UniGSData, stack_samples
-from unigs.diffusion.objective import balance_sizes
-from unigs.export import export_pipeline, load_checkpoint
-from unigs.fit import run_lightning
-from unigs.pipeline import UniGSPipeline
+from unigs.systems.joint.objective import balance_sizes
+from unigs.verbs.export import export_pipeline, load_checkpoint
+from unigs.verbs.fit import run_lightning
+from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.records import TASKS, UnigsError
 from unigs.tasks import TaskOptions
-from unigs.training import UniGS
+from unigs.systems.joint.module import UniGS
 
 
 def make_data(shards, **changes) -> UniGSData:
@@ -130,7 +130,7 @@ def test_balanced_sizes_weigh_every_loss_and_move_none_from_what_is_given(base, 
 
 
 def test_what_is_left_of_the_coarse_mask_weighs_in_every_loss(base, shards, monkeypatch):
-    import unigs.training as training
+    import unigs.systems.joint.module as training
 
     dataset = make_data(shards).make_dataset("train", True, dict.fromkeys(TASKS, 1.0))
     batch = stack_samples([dataset[i].sample for i in range(8)])
@@ -163,7 +163,7 @@ def test_weights_by_noise_have_their_floor_and_their_cap(base, shards):
 
 
 def test_only_the_mask_tasks_timesteps_are_shifted(base, shards, monkeypatch):
-    import unigs.training as training
+    import unigs.systems.joint.module as training
 
     seen = []
 
@@ -278,7 +278,7 @@ def test_a_run_of_the_command_line_goes_on_and_exports(base, shards, tmp_path, m
     """LightningCLI adds names of its own to the stored hyperparameters."""
     monkeypatch.chdir(tmp_path)
     flags = {
-        "model": "unigs.training.UniGS",
+        "model": "unigs.systems.joint.module.UniGS",
         "model.base": base,
         "data": "unigs.data.UniGSData",
         "data.shards": f"[{shards}]",

@@ -37,10 +37,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from unigs.callbacks import EMA, Preempted, Preemption
-from unigs.callbacks.resume import describe_run
+from unigs.promises.resume import describe_run
 from unigs.checkpoints import find_last, read_checkpoint
 from unigs.data import UniGSData
-from unigs.learner import Learner
+from unigs.systems.system import Learner
 from unigs.records import Batch, UnigsError
 from unigs.seeds import derive_seed
 from unigs.shards import write_shards
@@ -168,7 +168,7 @@ def fit(run: Run, shards: Path, folder: Path, rank: int) -> int:
         val_batch_size=1,
     )
     model = Tiny()
-    found, _ = find_last([folder], *describe_run(trainer, model, data))
+    found, _ = find_last([folder], describe_run(trainer, model, data))
     try:
         trainer.fit(model, data, ckpt_path=found)
     except Preempted as error:
@@ -270,7 +270,7 @@ def wait_for_all(pids: list[int], log: Path) -> list[int]:
 
 def read_final(run: Run, folder: Path) -> dict[str, Any]:
     """What finished runs must agree in, of the newest checkpoint."""
-    newest, _ = find_last([folder], {}, {})
+    newest, _ = find_last([folder], Run())
     assert newest is not None, "no checkpoint at the end"
     content = read_checkpoint(newest)
     return {

@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from unigs.diffusion.weights import find_not_finite
 from unigs.files import is_pointer, new_file
 from unigs.records import UnigsError
-from unigs.runs import Rule, compare_options
+from unigs.runs import Run
+from unigs.weights import find_not_finite
 
 LAST = "last.ckpt"
 RUN = "unigs_run"
@@ -180,15 +180,12 @@ def find_trouble(file: Path) -> str:
     return ""
 
 
-def find_last(
-    folders: Iterable[Path], options: Mapping[str, Any], rules: Mapping[str, Rule]
-) -> tuple[Path | None, list[str]]:
+def find_last(folders: Iterable[Path], run: Run) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run.
 
     Args:
         folders: where its checkpoints lie.
-        options: of the run, see ``runs``.
-        rules: which of them make it this run.
+        run: what it is.
 
     Returns:
         The file, or None if there is none; and what was passed over, with the reason.
@@ -209,7 +206,7 @@ def find_last(
         if "optimizer_states" not in content:
             skipped.append(f"{file} (weights alone)")
             continue
-        if changed := compare_options(saved, options, rules, "refused"):
+        if changed := run.list_changes(saved, "refused"):
             skipped.append(f"{file} (another run: {'; '.join(changed)})")
             continue
         return file, skipped
@@ -234,3 +231,9 @@ def check_finite(checkpoint: Mapping[str, Any]) -> None:
                 f"expected finite weights to save, got NaN or infinity in the {kind} {name}, at "
                 f"step {checkpoint.get('global_step')}; older checkpoints stay as they are"
             )
+
+
+def read_ema(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+    """The averaged weights of the network inside a loaded checkpoint, by name, or None."""
+    state = checkpoint.get("callbacks", {}).get("EMA") or {}
+    return state.get("weights")

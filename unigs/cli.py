@@ -23,13 +23,19 @@ VERBS: dict[str, tuple[str, str]] = {
     "shards": ("unigs.shards:write_shards", "turn COCO, Open Images and EntitySeg into shards"),
     "shards merge": ("unigs.shards:merge_shards", "finish shards that were written in parts"),
     "shards verify": ("unigs.shards:verify_shards", "check every byte of a folder of shards"),
-    "data inspect": ("unigs.inspect:inspect_data", "contact sheet and counts of a data set"),
-    "base": ("unigs.diffusion.base:make_base", "write a base folder of random weights"),
-    "export": ("unigs.export:export_pipeline", "turn a checkpoint into a pipeline folder"),
-    "sheet": ("unigs.export:render_sheet", "one picture of all tasks, from a pipeline and shards"),
-    "sample": ("unigs.sample:sample_pictures", "inpaint, synthesise, refer or segment a picture"),
-    "evaluate": ("unigs.evaluation.run:evaluate_models", "the paper's tables for any models"),
-    "doctor": ("unigs.doctor:report_health", "look for common trouble and say what to do"),
+    "data inspect": ("unigs.verbs.inspect:inspect_data", "contact sheet and counts of a data set"),
+    "base": ("unigs.recipes.bases:make_base", "write a base folder of random weights"),
+    "export": ("unigs.verbs.export:export_pipeline", "turn a checkpoint into a pipeline folder"),
+    "sheet": (
+        "unigs.verbs.sheet:render_sheet",
+        "every task on a few pictures, as one picture",
+    ),
+    "sample": (
+        "unigs.verbs.sample:sample_pictures",
+        "inpaint, synthesise, find or segment",
+    ),
+    "evaluate": ("unigs.verbs.evaluate:evaluate_models", "the paper's tables for any models"),
+    "doctor": ("unigs.verbs.doctor:report_health", "look for common trouble and say what to do"),
 }
 TRAINING = {
     "fit": "train a model: unigs fit --config configs/joint.yaml",
@@ -94,7 +100,7 @@ def read_examples(function: Callable) -> str | None:
 
 def run_training(words: Sequence[str]) -> int:
     """LightningCLI with any model and data class; returns the exit code."""
-    from unigs.fit import run_lightning
+    from unigs.verbs.fit import run_lightning
 
     return run_lightning(list(words))
 

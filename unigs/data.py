@@ -6,7 +6,8 @@ one task each. Everything a batch holds is a pure function of (manifests, seed, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from unigs.codec import Palette
 from unigs.plan import Plan
 from unigs.records import TASKS, Batch, TaskSample, UnigsError
 from unigs.runs import Rule
@@ -34,13 +36,47 @@ JOINT_SOURCES = {
 """Data sets of each task (supplement); the paper gives no weights, equal ones are ours."""
 
 
+@dataclass(frozen=True)  # no slots: the command line reads its fields
+class Loading:
+    """How the training stream is cut into batches and read.
+
+    Args:
+        global_batch_size: samples per step over all ranks, before gradient accumulation.
+        steps_per_epoch: batches per epoch; None: about one pass over all sources in use.
+        num_workers: loader processes per rank; they never change the samples.
+        window_shards: shards shuffled into each other; more mix better and keep more files open.
+    """
+
+    global_batch_size: int = 32
+    steps_per_epoch: int | None = None
+    num_workers: int = 4
+    window_shards: int = 8
+
+
+@dataclass(frozen=True)  # no slots: the command line reads its fields
+class HeldOut:
+    """A fixed set to validate or test on.
+
+    Args:
+        split: of the sources.
+        samples_per_task: pictures of each task.
+        batch_size: pictures per batch, all of one task.
+    """
+
+    split: str = "val"
+    samples_per_task: int = 16
+    batch_size: int = 8
+
+
 def stack_samples(samples: Sequence[TaskSample]) -> Batch:
     """``TaskSample`` s of one size -> one ``Batch`` on the CPU."""
     stack = lambda field: torch.from_numpy(np.stack([getattr(s, field) for s in samples]))
     return Batch(
         keys=[s.key for s in samples],
         prompts=[s.prompt for s in samples],
+        asked=[s.asked for s in samples],
         names=[s.names for s in samples],
+        seed=samples[0].seed,
         index=torch.tensor([s.index for s in samples]),
         task=torch.tensor([TASKS.index(s.task) for s in samples]),
         image=stack("image"),
@@ -70,15 +106,10 @@ class UniGSData(L.LightningDataModule):
         task_ratios: share of each task, exact at every prefix of the stream.
         source_weights: per task the weights of its sources, by name: ``coco-panoptic`` means the
             split in use, ``openimages-test`` that folder of shards whatever the split.
-        global_batch_size: samples per step over all ranks, before gradient accumulation.
-        steps_per_epoch: batches per epoch; None: about one pass over all sources in use.
-        num_workers: loader processes per rank; they never change the samples.
-        window_shards: shards shuffled into each other; more mix better and keep more files open.
-        val_samples_per_task: validation samples of each task.
-        val_batch_size: samples per validation batch, all of one task.
+        loading: batches and loader processes.
         train_split: split to train on.
-        val_split: split to validate on.
-        seed: of order, geometry, entities, masks and prompts.
+        validation: the set to validate and test on.
+        seed: of order, geometry, entities, masks, prompts, noise and timesteps.
     """
 
     def __init__(
@@ -87,14 +118,9 @@ class UniGSData(L.LightningDataModule):
         tasks: TaskOptions = TaskOptions(),  # noqa: B008 (frozen)
         task_ratios: dict[str, float] = JOINT_RATIOS,
         source_weights: dict[str, dict[str, float]] = JOINT_SOURCES,
-        global_batch_size: int = 32,
-        steps_per_epoch: int | None = None,
-        num_workers: int = 4,
-        window_shards: int = 8,
-        val_samples_per_task: int = 16,
-        val_batch_size: int = 8,
+        loading: Loading = Loading(),
         train_split: str = "train",
-        val_split: str = "val",
+        validation: HeldOut = HeldOut(),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -105,15 +131,11 @@ class UniGSData(L.LightningDataModule):
         self.tasks = tasks
         self.task_ratios = task_ratios
         self.source_weights = source_weights
-        self.global_batch_size = global_batch_size
-        self.steps_per_epoch = steps_per_epoch
-        self.num_workers = num_workers
-        self.window_shards = window_shards
-        self.val_samples_per_task = val_samples_per_task
-        self.val_batch_size = val_batch_size
+        self.loading = loading
         self.train_split = train_split
-        self.val_split = val_split
+        self.validation = validation
         self.seed = seed
+        self.open_test: Callable[[], Iterable] | None = None  # set by callbacks.Evaluation
         self._stream: StreamLoader | None = None
         self._position: dict[str, Any] | None = None
 
@@ -131,9 +153,26 @@ class UniGSData(L.LightningDataModule):
             "tasks": self.tasks,
             "mixture": plan.describe(),
             "manifests": [f"{name} {manifest.digest[:16]}" for name, manifest in manifests.items()],
-            "global_batch_size": self.global_batch_size,
-            "steps_per_epoch": self.steps_per_epoch,
+            "global_batch_size": self.loading.global_batch_size,
+            "steps_per_epoch": self.loading.steps_per_epoch,
         }
+
+    @property
+    def max_painted(self) -> int:
+        """Most entities of a picture that are painted: as many as the system can tell apart.
+
+        Raises:
+            UnigsError: more are asked for.
+        """
+        system = getattr(self.trainer, "lightning_module", None)
+        limit = getattr(system, "max_painted", None)
+        asked = self.tasks.max_painted
+        if asked is not None and limit is not None and asked > limit:
+            raise UnigsError(
+                f"expected at most {limit} entities, as many as the palette of "
+                f"{type(system).__name__} can paint, got {asked}, at data.tasks.max_painted"
+            )
+        return next(n for n in (asked, limit, Palette().capacity) if n is not None)
 
     def setup(self, stage: str) -> None:
         """A new fit begins a new stream, unless a checkpoint says where to go on."""
@@ -179,15 +218,16 @@ class UniGSData(L.LightningDataModule):
         """The manifests in use and the order of their samples."""
         manifests, weights = self.select_sources(split)
         sizes = {name: manifest.sizes for name, manifest in manifests.items()}
-        return manifests, Plan(sizes, ratios, weights, self.seed, self.window_shards)
+        return manifests, Plan(sizes, ratios, weights, self.seed, self.loading.window_shards)
 
     def make_dataset(self, split: str, augment: bool, ratios: Mapping[str, float]) -> StreamDataset:
         """Index -> sample for one split; without ``augment`` by the rules of evaluation."""
         manifests, plan = self.make_plan(split, ratios)
+        options = replace(self.tasks, max_painted=self.max_painted)
         make = partial(
             make_sample,
             seed=self.seed,
-            options=self.tasks if augment else self.tasks.for_evaluation(),
+            options=options if augment else options.for_evaluation(),
             vocabulary=list_names(manifests),
             augment=augment,
         )
@@ -203,19 +243,17 @@ class UniGSData(L.LightningDataModule):
             StateMismatch: the checkpoint was saved with other shards, another seed or mixture.
         """
         dataset = self.make_dataset(self.train_split, augment=True, ratios=self.task_ratios)
-        pictures = sum(len(manifest) for manifest in dataset.manifests.values())
+        pictures, load = sum(map(len, dataset.manifests.values())), self.loading
         if self._position is None and self.trainer is not None:
             self._position = self.state_dict() or None
         self._stream = StreamLoader(
-            dataset.manifests,
-            dataset.plan,
-            dataset.make_sample,
+            dataset,
             stack_samples,
-            global_batch_size=self.global_batch_size,
-            steps_per_epoch=self.steps_per_epoch or max(1, pictures // self.global_batch_size),
+            global_batch_size=load.global_batch_size,
+            steps_per_epoch=load.steps_per_epoch or max(1, pictures // load.global_batch_size),
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
-            num_workers=self.num_workers,
+            num_workers=load.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
         if self._position:
@@ -229,42 +267,58 @@ class UniGSData(L.LightningDataModule):
         Raises:
             UnigsError: fewer samples than ranks.
         """
-        ratios = {task: 1.0 for task, ratio in self.task_ratios.items() if ratio}
-        dataset = self.make_dataset(self.val_split, augment=False, ratios=ratios)
+        dataset = self.make_held_out(self.validation)
         rank, world = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
-        batches = self.list_val_batches(dataset.plan, world)
+        batches = list_batches(dataset.plan, self.validation, world)
         return DataLoader(
             dataset,
             batch_sampler=batches[rank::world],
             collate_fn=stack_made,
-            num_workers=min(1, self.num_workers),
-            timeout=LOADER_TIMEOUT_S if self.num_workers else 0,
+            num_workers=min(1, self.loading.num_workers),
+            timeout=LOADER_TIMEOUT_S if self.loading.num_workers else 0,
         )
 
-    def test_dataloader(self) -> DataLoader:
-        """One empty batch: ``callbacks.Evaluation`` reads its own fixed inputs."""
-        return DataLoader([0])  # type: ignore[arg-type]
+    def make_held_out(self, held_out: HeldOut) -> StreamDataset:
+        """Index -> sample of a fixed set, its tasks in equal parts."""
+        ratios = {task: 1.0 for task, ratio in self.task_ratios.items() if ratio}
+        return self.make_dataset(held_out.split, augment=False, ratios=ratios)
 
-    def list_val_batches(self, plan: Plan, ranks: int = 1) -> list[list[int]]:
-        """Indices of the validation set, batch by batch, one task each; at least one a rank."""
-        total = self.val_samples_per_task * len(plan.tasks)
-        by_task: dict[str, list[int]] = {task: [] for task in plan.tasks}
-        for index in range(total):
-            by_task[plan.draw(index).task].append(index)
-        if total and total < ranks:
+    def test_dataloader(self) -> Iterable:
+        """The fixed inputs of the protocol that ``callbacks.Evaluation`` has not scored yet.
+
+        Raises:
+            UnigsError: the config lists no such callback.
+        """
+        if self.open_test is None:
             raise UnigsError(
-                f"expected a validation sample for each of {ranks} ranks, got {total}; raise "
-                "data.val_samples_per_task"
+                "expected unigs.callbacks.Evaluation among trainer.callbacks for a test, got none; "
+                "unigs evaluate scores an exported folder without it"
             )
-        batches: list[list[int]] = []
-        for size in range(self.val_batch_size, 0, -1):  # smaller ones where ranks would go without
-            batches = [
-                group[i : i + size]
-                for group in by_task.values()
-                for i in range(0, len(group), size)
-            ]
-            if len(batches) >= ranks:
-                break
-        return batches
+        return self.open_test()
+
+
+def list_batches(plan: Plan, held_out: HeldOut, ranks: int = 1) -> list[list[int]]:
+    """Indices of a fixed set, batch by batch, one task each; at least one batch a rank.
+
+    Raises:
+        UnigsError: fewer samples than ranks.
+    """
+    total = held_out.samples_per_task * len(plan.tasks)
+    by_task: dict[str, list[int]] = {task: [] for task in plan.tasks}
+    for index in range(total):
+        by_task[plan.draw(index).task].append(index)
+    if total and total < ranks:
+        raise UnigsError(
+            f"expected a validation sample for each of {ranks} ranks, got {total}; raise "
+            "data.validation.samples_per_task"
+        )
+    batches: list[list[int]] = []
+    for size in range(held_out.batch_size, 0, -1):  # smaller ones where ranks would go without
+        batches = [
+            group[i : i + size] for group in by_task.values() for i in range(0, len(group), size)
+        ]
+        if len(batches) >= ranks:
+            break
+    return batches

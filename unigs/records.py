@@ -3,10 +3,10 @@
 Data moves left to right through these records and through nothing else (README, "The house")::
 
     annotations -> Annotated -> shards -> streams -> tasks -> TaskSample -> data -> Batch
-    -> diffusion -> pipeline -> Prediction -> codec -> metrics
+    -> systems -> Prediction -> metrics -> evaluation
 
 Legend, used by every docstring: B batch, N entities, C channels, H W pixels, h w latent cells,
-T diffusion steps, L tokens. Images are uint8 0..255 outside of ``diffusion``, float -1..1 inside.
+T diffusion steps, L tokens. Images are uint8 0..255 outside of ``systems``, float -1..1 inside.
 
 Nothing here imports torch: a reader of annotations starts at once.
 """
@@ -135,24 +135,27 @@ class TaskSample:
 
     Attributes:
         key: the picture it came from.
-        index: its place in the stream; keys its noise and timestep too.
+        index, seed: its place in the stream and the stream's seed; they key noise and timestep too.
         task: one of ``TASKS``.
         image: uint8 [3, H, W].
         labels: int32 [H, W], the entities of the target colormap, 1..N; 0 is painted black.
         ignored: bool [H, W]; True where the colormap's truth is unknown (no loss, no score).
         coarse_mask: bool [H, W]; True is to be filled (Omega, Eq. 9).
         prompt: the words of Table 2.
+        asked: the names in the prompt, negatives included; also where the prompt was dropped.
         names: spoken category of label k at ``names[k - 1]``.
     """
 
     key: str
     index: int
+    seed: int
     task: str
     image: np.ndarray
     labels: np.ndarray
     ignored: np.ndarray
     coarse_mask: np.ndarray
     prompt: str
+    asked: tuple[str, ...]
     names: tuple[str, ...]
 
 
@@ -161,7 +164,8 @@ class Batch:
     """``TaskSample`` s stacked, B at a time. Colormaps are painted from ``labels`` on the device.
 
     Attributes:
-        keys, prompts, names: lists of length B.
+        keys, prompts, asked, names: lists of length B.
+        seed: of the stream.
         index: int64 [B]. task: int64 [B], place in ``TASKS``.
         image: uint8 [B, 3, H, W]. labels: int32 [B, H, W].
         ignored: bool [B, H, W]. coarse_mask: bool [B, 1, H, W].
@@ -169,7 +173,9 @@ class Batch:
 
     keys: list[str]
     prompts: list[str]
+    asked: list[tuple[str, ...]]
     names: list[tuple[str, ...]]
+    seed: int
     index: torch.Tensor
     task: torch.Tensor
     image: torch.Tensor
@@ -191,14 +197,14 @@ class Batch:
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         changed: dict[str, Any] = {
-            k: v if isinstance(v, list) else change(v) for k, v in values.items()
+            k: v if isinstance(v, (list, int)) else change(v) for k, v in values.items()
         }
         return replace(self, **changed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """What one call of the pipeline gives, at the size of its input.
+    """What a predictor gives for a batch, at its size.
 
     Attributes:
         image: uint8 [B, 3, H, W]. colormap: uint8 [B, 3, H, W], as generated.

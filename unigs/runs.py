@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from unigs.records import UnigsError
@@ -52,34 +53,47 @@ def find_rule(name: str, rules: Mapping[str, Rule]) -> Rule:
     return "refused"
 
 
-def compare_options(
-    saved: Mapping[str, Any], now: Mapping[str, Any], rules: Mapping[str, Rule], rule: Rule
-) -> list[str]:
-    """Options under one rule that differ, in words, sorted by name.
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's options and what a change of them means.
 
-    An option that only one side knows is none that was changed: versions come and go.
+    Attributes:
+        options: by dotted name, of system, data and trainer.
+        rules: of options or of groups of them; what has none is ``refused``.
+        moved: options that older versions saved under another name, and their name now.
     """
-    return [
-        f"{name} {now[name]!r} (saved with {saved[name]!r})"
-        for name in sorted(saved.keys() & now.keys())
-        if saved[name] != now[name]
-        and repr(saved[name]) != repr(now[name])  # NaN is not itself
-        and find_rule(name, rules) == rule
-    ]
 
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    moved: Mapping[str, str] = field(default_factory=dict)
 
-def refuse_other_run(
-    saved: Mapping[str, Any], now: Mapping[str, Any], rules: Mapping[str, Rule], where: str
-) -> None:
-    """Refuse options that would make another run of it.
+    def list_changes(self, saved: Mapping[str, Any], rule: Rule) -> list[str]:
+        """Options under one rule that differ from the saved ones, in words, sorted by name.
 
-    Raises:
-        OtherRun: with every option that differs, by name.
-    """
-    if changed := compare_options(saved, now, rules, "refused"):
-        raise OtherRun(
-            f"expected the run that {where} belongs to, got another: {'; '.join(changed)}. "
-            "To train another model, give it a name and so a folder of its own: "
-            "--trainer.logger.init_args.name NAME; to begin it from these weights, export them and "
-            "pass --model.base FOLDER"
-        )
+        An option that only one side knows is none that was changed: versions come and go.
+        """
+        now = self.options
+        then = {self.moved.get(name, name): value for name, value in saved.items()}
+        if isinstance(then.get("system"), str):  # older versions saved the module's path as well
+            then["system"] = then["system"].rpartition(".")[2]
+        return [
+            f"{name} {now[name]!r} (saved with {then[name]!r})"
+            for name in sorted(then.keys() & now.keys())
+            if then[name] != now[name]
+            and repr(then[name]) != repr(now[name])  # NaN is not itself
+            and find_rule(name, self.rules) == rule
+        ]
+
+    def refuse_other(self, saved: Mapping[str, Any], where: str) -> None:
+        """Refuse saved options that would make another run of it.
+
+        Raises:
+            OtherRun: with every option that differs, by name.
+        """
+        if changed := self.list_changes(saved, "refused"):
+            raise OtherRun(
+                f"expected the run that {where} belongs to, got another: {'; '.join(changed)}. "
+                "To train another model, give it a name and so a folder of its own: "
+                "--trainer.logger.init_args.name NAME; to begin it from these weights, export them "
+                "and pass --model.base FOLDER"
+            )

@@ -62,6 +62,13 @@ class Made(NamedTuple):
     skips: Skips
 
 
+class Loaded(NamedTuple):
+    """A batch, and per sample what was skipped to get it."""
+
+    batch: Any
+    skips: list[Skips]
+
+
 class StreamDataset(Dataset):
     """Index -> sample, for any index, in any order and process; picklable.
 
@@ -150,9 +157,7 @@ class StreamLoader:
     its ``limit_train_batches``).
 
     Args:
-        manifests: by name, as ``read_manifests`` gives them.
-        plan: the order of the stream.
-        make_sample: (record, task, index) -> sample, see :class:`StreamDataset`.
+        dataset: index -> sample.
         collate: list of samples -> batch.
         global_batch_size: samples per step over all ranks.
         steps_per_epoch: batches that one iteration gives, on every rank.
@@ -169,9 +174,7 @@ class StreamLoader:
 
     def __init__(
         self,
-        manifests: Mapping[str, Manifest],
-        plan: Plan,
-        make_sample: MakeSample,
+        dataset: StreamDataset,
         collate: Callable[[list[Any]], Any],
         global_batch_size: int,
         steps_per_epoch: int,
@@ -184,7 +187,7 @@ class StreamLoader:
         timeout_s: float = LOADER_TIMEOUT_S,
     ) -> None:
         check_topology(global_batch_size, steps_per_epoch, rank, world_size)
-        self.dataset = StreamDataset(manifests, plan, make_sample)
+        self.dataset = dataset
         self.collate = collate
         self.global_batch_size, self.steps_per_epoch = global_batch_size, steps_per_epoch
         self.rank, self.world_size = rank, world_size
@@ -239,7 +242,7 @@ class StreamLoader:
             self._iterator = self._start()
         started = time.monotonic()
         try:
-            batch, count, skips = next(self._iterator)
+            loaded: Loaded = next(self._iterator)
         except BaseException as error:
             self.close()
             if isinstance(error, RuntimeError) and time.monotonic() - started > self.timeout_s:
@@ -250,8 +253,8 @@ class StreamLoader:
                 ) from error
             raise
         self._next_index += self.global_batch_size
-        self._tally(count, skips)
-        return batch
+        self._tally(loaded.skips)
+        return loaded.batch
 
     def _start(self) -> Iterator[Any]:
         """A stock loader over the indices from here on, without end."""
@@ -269,17 +272,18 @@ class StreamLoader:
         )
         return iter(loader)
 
-    def _tally(self, count: int, skips: Skips) -> None:
+    def _tally(self, skips: Sequence[Skips]) -> None:
         """Count what was replaced.
 
         Raises:
             TooManySkips: more than the limit.
         """
-        self._read += count
-        for reason, where in skips.examples.items():
-            if reason not in self.skips.counts:
-                log.warning("sample replaced: %s: %s", reason, where)
-        self.skips.update(skips)
+        self._read += len(skips)
+        for one in skips:
+            for reason, where in one.examples.items():
+                if reason not in self.skips.counts:
+                    log.warning("sample replaced: %s: %s", reason, where)
+            self.skips.update(one)
         if self.skips.total > max(FREE_SKIPS, self.max_skip_fraction * self._read):
             raise TooManySkips(
                 f"expected at most {self.max_skip_fraction:.1%} unusable samples, got "
@@ -288,7 +292,7 @@ class StreamLoader:
 
 
 class CollateMade:
-    """list of :class:`Made` -> (batch, number of samples, skips); picklable.
+    """list of :class:`Made` -> :class:`Loaded`; picklable.
 
     Args:
         collate: list of samples -> batch.
@@ -297,11 +301,8 @@ class CollateMade:
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate
 
-    def __call__(self, made: Sequence[Made]) -> tuple[Any, int, Skips]:
-        skips = Skips()
-        for one in made:
-            skips.update(one.skips)
-        return self.collate([one.sample for one in made]), len(made), skips
+    def __call__(self, made: Sequence[Made]) -> Loaded:
+        return Loaded(self.collate([one.sample for one in made]), [one.skips for one in made])
 
 
 def check_topology(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-import torch
 from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import Callback
 
 
 class EMA(Callback):
-    """Exponential moving average of the trained UNet; validation and export use it.
+    """Exponential moving average of the trained network; validation and export use it.
 
     Args:
         decay: of the average; warmed up as (1 + n) / (10 + n) over the first steps n.
@@ -24,7 +23,7 @@ class EMA(Callback):
         self._seen_steps = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        named = dict(pl_module.unet.named_parameters())  # type: ignore[union-attr]
+        named = dict(pl_module.network.named_parameters())  # type: ignore[union-attr]
         self._names = list(named)
         self._ema = EMAModel(list(named.values()), decay=self.decay)
         if self._restored is not None:
@@ -39,12 +38,12 @@ class EMA(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.global_step > self._seen_steps:  # not while gradients accumulate
             self._seen_steps = trainer.global_step
-            self._ema.step(pl_module.unet.parameters())  # type: ignore[union-attr]
+            self._ema.step(pl_module.network.parameters())  # type: ignore[union-attr]
 
     def on_validation_start(self, trainer, pl_module) -> None:
         if self._ema is not None:
-            self._ema.store(pl_module.unet.parameters())
-            self._ema.copy_to(pl_module.unet.parameters())
+            self._ema.store(pl_module.network.parameters())
+            self._ema.copy_to(pl_module.network.parameters())
 
     def on_validation_end(self, trainer, pl_module) -> None:
         self._swap_back(pl_module)
@@ -55,7 +54,7 @@ class EMA(Callback):
 
     def _swap_back(self, pl_module) -> None:
         if self._ema is not None and self._ema.temp_stored_params is not None:
-            self._ema.restore(pl_module.unet.parameters())
+            self._ema.restore(pl_module.network.parameters())
 
     def state_dict(self) -> dict[str, Any]:
         if self._ema is None:
@@ -65,9 +64,3 @@ class EMA(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict or None
-
-
-def read_ema(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor] | None:
-    """The averaged UNet weights inside a loaded checkpoint, by name, or None if there are none."""
-    state = checkpoint.get("callbacks", {}).get("EMA") or {}
-    return state.get("weights")

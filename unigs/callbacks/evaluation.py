@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
 
-from unigs.evaluation.predictors import PipelinePredictor
-from unigs.evaluation.run import evaluate, load_judges
-from unigs.pipeline import Solver
+from unigs.evaluation.judging import JudgeFiles, load_judges
+from unigs.evaluation.protocol import InputLoader, Inputs
+from unigs.evaluation.run import Evaluator
 from unigs.report import write_report
+from unigs.streams import Loaded
+from unigs.systems.sampling import Sampling
 
 
 class Evaluation(Callback):
@@ -17,15 +20,11 @@ class Evaluation(Callback):
 
     Args:
         out: folder of the results; an interrupted evaluation continues there. None: the folder
-            ``evaluation`` beside the run's checkpoints.
+            ``evaluation`` of the run.
         name: what the model is called in the tables.
         samples_per_task: pictures of each task (paper: 1000).
-        steps: sampling steps (paper: 200).
-        solver: ``ddim`` (paper) or ``unipc``.
-        inception_weights: file for FID; without it FID is left out and named as missing.
-        clip_weights: open_clip checkpoint file for the CLIP score; likewise.
-        clip_backbone: open_clip's name of that network.
-        segmenter: local folder of the Mask2Former that judges synthesis; likewise.
+        sampling: what to do in another way than the model's own (paper: 200 steps of ``ddim``).
+        judges: weights of the networks that judge pictures; figures without one are named.
         protocol: ``protocol.json`` of an earlier evaluation, to insist on the same inputs.
     """
 
@@ -34,35 +33,51 @@ class Evaluation(Callback):
         out: str | None = None,
         name: str = "unigs",
         samples_per_task: int = 1000,
-        steps: int = 200,
-        solver: Solver = "ddim",
-        inception_weights: str | None = None,
-        clip_weights: str | None = None,
-        clip_backbone: str = "ViT-L-14-quickgelu",
-        segmenter: str | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        judges: JudgeFiles = JudgeFiles(),  # noqa: B008
         protocol: str | None = None,
     ) -> None:
         self.out, self.name, self.samples_per_task = out, name, samples_per_task
-        self.options = {"steps": steps, "solver": solver}
-        self.judges = (inception_weights, clip_weights, clip_backbone, None, segmenter, False)
-        self.protocol = protocol
+        self.sampling, self.judges, self.protocol = sampling, judges, protocol
+        self._evaluator: Evaluator | None = None
 
-    def on_test_start(self, trainer, pl_module) -> None:
-        predictor = PipelinePredictor(
-            pl_module.make_pipeline(), self.name, seed=trainer.datamodule.seed, **self.options
-        )
-        out = Path(self.out or Path(trainer.log_dir or trainer.default_root_dir) / "evaluation")
-        folder = out / self.name
-        evaluate(
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        if stage == "test":
+            trainer.datamodule.open_test = lambda: self._open(trainer, pl_module)
+
+    def _open(self, trainer, pl_module) -> InputLoader:
+        """The inputs that are not scored yet; called when the weights are in place."""
+        predictor = pl_module.make_predictor(self.sampling)
+        predictor.name = self.name
+        data = trainer.datamodule
+        held_out = replace(data.validation, samples_per_task=self.samples_per_task)
+        self._evaluator = Evaluator(
             predictor,
-            trainer.datamodule,
-            folder,
-            load_judges(*self.judges, device=str(pl_module.device)),
-            self.samples_per_task,
-            self.protocol,
+            Inputs(data, held_out, self.protocol),
+            self._folder(trainer) / self.name,
+            load_judges(self.judges, str(pl_module.device)),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
-            barrier=trainer.strategy.barrier,
         )
+        trainer.strategy.barrier()  # every rank has read what is done before any writes more
+        return self._evaluator.loader
+
+    def _folder(self, trainer) -> Path:
+        return Path(self.out or Path(trainer.log_dir or trainer.default_root_dir) / "evaluation")
+
+    def on_test_batch_end(
+        self, trainer, pl_module, outputs, batch: Loaded, batch_idx, dataloader_idx=0
+    ) -> None:
+        assert self._evaluator is not None
+        self._evaluator.score(batch)
+
+    def teardown(self, trainer, pl_module, stage: str) -> None:
+        """Sum up; here, as a rank or a run with nothing left to score sees no other hook."""
+        if stage != "test" or self._evaluator is None:
+            return
+        trainer.strategy.barrier()
         if trainer.is_global_zero:
-            print(write_report(out, [folder]))
+            self._evaluator.finish()
+            out = self._folder(trainer)
+            print(write_report(out, [out / self.name]))
+        self._evaluator = None

@@ -1,4 +1,4 @@
-"""Sampled validation: every task sampled, decoded, scored and shown."""
+"""Sampled validation: every task sampled, decoded by every decoder, scored and shown."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import warnings
 from lightning.pytorch.callbacks import Callback
 
 from unigs.evaluation.judging import sheet_row
-from unigs.evaluation.predictors import run_batch
 from unigs.metrics.segmentation import EntityQuality
 from unigs.pictures import SHEET_TITLES, draw_sheet
-from unigs.pipeline import Solver
 from unigs.records import TASKS, Batch
+from unigs.systems.predictor import name_task
+from unigs.systems.sampling import Sampling
 
 
 def compute_together(quality: EntityQuality) -> dict[str, float]:
@@ -25,43 +25,61 @@ def compute_together(quality: EntityQuality) -> dict[str, float]:
 class SampledValidation(Callback):
     """Sample every task on the validation batches, decode, score, and show.
 
-    Logs ``val/<task>/miou`` and ``val/<task>/recall`` and, per task, one panel of pictures.
+    Logs ``val/<task>/miou`` and ``val/<task>/recall`` of the model's own decoder, the same with
+    ``_<decoder>`` behind it of every other one (``val/entity/miou_dichotomy`` is the paper's), and
+    per task one panel of pictures that shows the masks of each.
 
     Args:
-        steps: sampling steps.
-        solver: sampler.
+        sampling: what to do in another way than the model's own.
+        decoders: decoders to score; None: all that the system has.
         pictures: samples per task in a panel.
     """
 
-    def __init__(self, steps: int = 20, solver: Solver = "unipc", pictures: int = 4) -> None:
-        self.options = {"steps": steps, "solver": solver}
-        self.pictures = pictures
-        self._quality = {task: EntityQuality() for task in TASKS}
-        self._rows: dict[str, list] = {task: [] for task in TASKS}
+    def __init__(
+        self,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        decoders: list[str] | None = None,
+        pictures: int = 4,
+    ) -> None:
+        self.sampling, self.decoders, self.pictures = sampling, decoders, pictures
+        self._quality: dict[tuple[str, str], EntityQuality] = {}
+        self._rows: dict[str, list] = {}
 
     def on_validation_epoch_start(self, trainer, pl_module) -> None:
-        self._pipeline = pl_module.make_pipeline()
+        self._predictor = pl_module.make_predictor(self.sampling)
+        own = self._predictor.decoders[0]
+        asked = self._predictor.decoders if self.decoders is None else self.decoders
+        self._others = [decoder for decoder in asked if decoder != own]
         for task in TASKS:
-            self._quality[task].reset()
-            self._quality[task].to(pl_module.device)
             self._rows[task] = []
+            for suffix in ("", *(f"_{decoder}" for decoder in self._others)):
+                quality = self._quality.setdefault((task, suffix), EntityQuality())
+                quality.reset()
+                quality.to(pl_module.device)
 
     def on_validation_batch_end(
         self, trainer, pl_module, outputs, batch: Batch, batch_idx, dataloader_idx=0
     ) -> None:
-        task = TASKS[int(batch.task[0])]
-        prediction = run_batch(self._pipeline, batch, **self.options)
-        self._quality[task].update(prediction.labels, batch.labels, batch.ignored)
+        task = name_task(batch)
+        prediction = self._predictor(batch)
+        answers = {"": prediction}
+        for decoder in self._others:
+            answers[f"_{decoder}"] = self._predictor.decode_again(batch, prediction, decoder)
+        for suffix, answer in answers.items():
+            self._quality[task, suffix].update(answer.labels, batch.labels, batch.ignored)
         room = self.pictures - len(self._rows[task])
-        self._rows[task] += [sheet_row(batch, prediction, i) for i in range(min(room, len(batch)))]
+        for place in range(min(room, len(batch))):
+            self._rows[task].append(sheet_row(batch, prediction, place, list(answers.values())[1:]))
 
     def on_validation_epoch_end(self, trainer, pl_module) -> None:
-        for task in TASKS:
-            for name, value in compute_together(self._quality[task]).items():
+        titles = [*SHEET_TITLES[:-1], *self._others, SHEET_TITLES[-1]]
+        for (task, suffix), quality in self._quality.items():
+            for name, value in compute_together(quality).items():
                 if not math.isnan(value):
-                    pl_module.log(f"val/{task}/{name}", value, rank_zero_only=True)
+                    pl_module.log(f"val/{task}/{name}{suffix}", value, rank_zero_only=True)
+        for task in TASKS:
             if self._rows[task] and trainer.is_global_zero:
-                sheet = draw_sheet(SHEET_TITLES, self._rows[task])
+                sheet = draw_sheet(titles, self._rows[task])
                 for logger in trainer.loggers:
                     if hasattr(logger.experiment, "add_image"):
                         logger.experiment.add_image(f"val/{task}", sheet, trainer.global_step)

@@ -21,7 +21,7 @@ from unigs.codec.colours import (
     sum_by,
 )
 from unigs.codec.dichotomy import dichotomise, split_by_means
-from unigs.codec.palette import MAX_CELLS, Assignment, cell_colours, cell_homes
+from unigs.codec.palette import Palette, cell_colours, cell_homes
 from unigs.codec.refine import Places, fill_holes, refine_colormap
 from unigs.codec.sharpness import nearest_legal
 from unigs.records import UnigsError
@@ -47,12 +47,10 @@ class Decoded:
 @torch.no_grad()
 def decode_colormap(
     colormap: Tensor,
+    palette: Palette | None = Palette(),  # noqa: B008
     *,
-    refine: Literal["palette"] | None = "palette",
     mode: Literal["entity", "foreground"] = "entity",
-    cells: int | None = MAX_CELLS,
-    assignment: Assignment = "location",
-    decoder: Literal["dichotomy", "kmeans"] = "dichotomy",
+    decoder: str = "refined",
     delta: float = 10,
     features: Features = "rgb+lab",
     clusters: int | Sequence[int] | None = None,
@@ -87,6 +85,9 @@ def decode_colormap(
         torch.Size([1, 4, 4])
     """
     batch = _as_bytes(colormap)
+    refine = "palette" if decoder == "refined" else None
+    decoder = "dichotomy" if refine else decoder
+    cells, assignment = (palette.cells, palette.kind) if palette else (None, "random")
     _check_options(refine, mode, decoder, delta, features, clusters, len(batch))
     if not batch.numel():
         return Decoded(batch[:, 0].int(), [[] for _ in batch])
@@ -227,3 +228,7 @@ def _check_options(
     wanted = [clusters] if isinstance(clusters, int) else clusters or [1]
     if min(wanted) < 1:
         raise DecodeError(f"expected clusters >= 1, got {min(wanted)}, {where}")
+
+
+Decoder = Literal["refined", "dichotomy"]
+Mode = Literal["entity", "foreground"]

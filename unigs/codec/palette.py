@@ -18,7 +18,8 @@ that a thing stands out from one of a larger class that it lies on, wherever the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -39,6 +40,32 @@ paper's rule with our table) or alike; by place and size; or at random (the abla
 
 class PaletteError(UnigsError):
     """Labels that the palette cannot paint."""
+
+
+Kind = Assignment
+
+
+@dataclass(frozen=True)  # no slots: the command line reads its fields
+class Palette:
+    """STUB."""
+
+    kind: Kind = "location"
+    cells: int = MAX_CELLS
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise PaletteError(f"expected a kind of palette of {get_args(Kind)}, got {self.kind!r}")
+        cell_colours(self.cells, assignment=self.kind)
+
+    @property
+    def capacity(self) -> int:
+        return 124 if self.kind == "random" else len(self.colours())
+
+    def colours(self, device="cpu"):
+        return cell_colours(self.cells, device, self.kind)
+
+    def homes(self, device="cpu"):
+        return None if self.kind == "random" else cell_homes(self.cells, device, self.kind)
 
 
 def legal_colours(device: torch.device | str = "cpu") -> Tensor:
@@ -88,11 +115,10 @@ def cell_homes(
 
 def encode_colormap(
     labels: Tensor,
-    assignment: Assignment = "location",
+    palette: Palette = Palette(),
+    *,
     collisions: Literal["nearest", "paper"] = "nearest",
     seeds: Sequence[int] | None = None,
-    *,
-    cells: int = MAX_CELLS,
     overflow: Literal["error", "drop"] = "error",
     skips: Skips | None = None,
 ) -> Tensor:
@@ -118,11 +144,12 @@ def encode_colormap(
         PaletteError: wrong shape or dtype, negative labels, too many entities, no seeds.
     """
     _check_labels(labels)
+    cells, assignment = palette.cells, palette.kind
     batch = labels if labels.dim() == 3 else labels[None]
     if not labels.numel():
         return labels.new_zeros(*labels.shape[:-2], 3, *labels.shape[-2:], dtype=torch.uint8)
     entities = _measure_entities(batch.long(), cells)
-    _limit_entities(entities, cells * cells, overflow, skips)
+    _limit_entities(entities, palette.capacity, overflow, skips)
     if assignment != "random":
         if assignment == "scaled":
             entities |= _measure_sizes(entities, cells, labels.shape[-2] * labels.shape[-1])

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from unigs.codec import encode_colormap
-from unigs.diffusion.base import check_files, read_hub_id
-from unigs.diffusion.objective import draw_noise
-from unigs.evaluation.predictors import name_task
 from unigs.metrics.segmenter import MASK2FORMER, Segmenter, load_segmenter
 from unigs.records import Batch, Prediction, UnigsError
-from unigs.tasks import english_list, speak_category
+from unigs.systems.joint.base import check_files, read_hub_id
+from unigs.systems.joint.objective import draw_noise
+from unigs.systems.predictor import name_task
+from unigs.tasks import RECIPES, english_list, speak_category
 
 INPAINTING = "stable-diffusion-v1-5/stable-diffusion-inpainting"
 
@@ -52,7 +52,7 @@ class InpaintingBaseline:
         noise = draw_noise(self.seed, batch.index.tolist(), shape, "sampling")
         device = pipe.unet.device
         made = pipe(
-            prompt=[english_list(list(dict.fromkeys(names))) for names in batch.names],
+            prompt=[english_list(list(dict.fromkeys(asked))) for asked in batch.asked],
             image=batch.image.to(device).float() / 255,
             mask_image=batch.coarse_mask.to(device).float(),
             height=height,
@@ -91,9 +91,9 @@ class Mask2FormerBaseline:
     def __call__(self, batch: Batch) -> Prediction:
         found = self.segmenter(batch.image)
         labels, scores = found.labels, found.scores
-        if name_task(batch) == "referring":
+        if RECIPES[name_task(batch)].draws:
             chosen = [
-                keep_named(labels[i], found.scores[i], found.names[i], batch.prompts[i], mask)
+                keep_named(labels[i], found.scores[i], found.names[i], batch.asked[i], mask)
                 for i, mask in enumerate(batch.coarse_mask[:, 0].cpu())
             ]
             labels, scores = torch.stack([one[0] for one in chosen]), [one[1] for one in chosen]
@@ -104,21 +104,20 @@ def keep_named(
     labels: torch.Tensor,
     scores: Sequence[float],
     names: Sequence[str],
-    prompt: str,
+    asked: Sequence[str],
     coarse_mask: torch.Tensor,
 ) -> tuple[torch.Tensor, list[float]]:
-    """Segments that the prompt names and that lie mostly inside the coarse mask.
+    """Segments of the names that were asked for and that lie mostly inside the coarse mask.
 
     Args:
         labels: int32 [H, W].
         scores, names: one per label 1..N.
-        prompt: ``referring: find dog and sky.``
+        asked: spoken names.
         coarse_mask: bool [H, W].
 
     Returns:
         int32 [H, W] with labels 1..M, and their scores.
     """
-    asked = set(split_names(prompt))
     count = len(names) + 1
     whole = np.bincount(labels.flatten(), minlength=count)
     inside = np.bincount(labels[coarse_mask], minlength=count)
@@ -129,13 +128,6 @@ def keep_named(
             kept.append(scores[label - 1])
             table[label] = len(kept)
     return table[labels.long()], kept
-
-
-def split_names(prompt: str) -> list[str]:
-    """The names in a prompt of Table 2: the inverse of ``tasks.english_list``."""
-    words = prompt.partition("find ")[2].removesuffix(".")
-    head, _, tail = words.rpartition(" and ")
-    return [name.strip(" ,") for name in [*head.split(", "), tail] if name.strip(" ,")]
 
 
 def load_inpainting(

@@ -17,24 +17,27 @@ the segmenter recognises of the real picture.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from unigs.evaluation.predictors import name_task
 from unigs.evaluation.protocol import digest_item
+from unigs.files import hash_file
 from unigs.metrics.average_precision import measure_detections
-from unigs.metrics.clip_score import Clip, score_pictures
-from unigs.metrics.frechet import extract_features
+from unigs.metrics.clip_score import Clip, load_clip, score_pictures
+from unigs.metrics.frechet import extract_features, load_inception
 from unigs.metrics.overlaps import count_overlaps, match_entities
 from unigs.metrics.panoptic import PanopticEntityQuality
 from unigs.metrics.segmentation import EntityQuality, ReferringQuality
-from unigs.metrics.segmenter import Segmenter, Segments
+from unigs.metrics.segmenter import Segmenter, Segments, load_segmenter
 from unigs.pictures import blend_labels, colour_labels
 from unigs.records import Batch, Prediction, UnigsError
+from unigs.systems.predictor import name_task
 from unigs.tasks import RECIPES, english_list, speak_category
 
 TALLIES = {
@@ -69,12 +72,49 @@ class Judges:
     def list_missing(self) -> dict[str, str]:
         """Figures that cannot be computed, and what to pass for them."""
         hints = {
-            "fid": (self.inception, "--inception_weights FILE"),
-            "clip_score": (self.clip, "--clip_weights FILE (or --clip_download TAG)"),
-            "synthesis_miou": (self.segmenter, "--segmenter FOLDER"),
-            "recognised": (self.segmenter, "--segmenter FOLDER"),
+            "fid": (self.inception, "--judges.inception_weights FILE"),
+            "clip_score": (self.clip, "--judges.clip_weights FILE (or --judges.clip_download TAG)"),
+            "synthesis_miou": (self.segmenter, "--judges.segmenter FOLDER"),
+            "recognised": (self.segmenter, "--judges.segmenter FOLDER"),
         }
         return {figure: hint for figure, (judge, hint) in hints.items() if judge is None}
+
+
+@dataclass(frozen=True)  # no slots: the command line reads its fields
+class JudgeFiles:
+    """Weights of the networks that judge pictures; what is not given is left out and named.
+
+    Args:
+        inception_weights: FID's network, inception-2015-12-05.pt.
+        clip_weights: an open_clip checkpoint file for the CLIP score, or a folder with its config.
+        clip_backbone: open_clip's name of that network.
+        clip_download: tag of the weights to download instead, e.g. openai.
+        segmenter: folder or hub id of the Mask2Former that judges synthesis.
+        allow_download: baselines and segmenter may come from the hub.
+    """
+
+    inception_weights: str | None = None
+    clip_weights: str | None = None
+    clip_backbone: str = "ViT-L-14-quickgelu"
+    clip_download: str | None = None
+    segmenter: str | None = None
+    allow_download: bool = False
+
+
+def load_judges(files: JudgeFiles, device: str = "cpu") -> Judges:
+    """The networks that were given."""
+    weights, segmenter = files.inception_weights, files.segmenter
+    wants_clip = files.clip_weights is not None or files.clip_download is not None
+    return Judges(
+        inception=load_inception(weights, device) if weights else None,
+        clip=load_clip(files.clip_backbone, files.clip_weights, files.clip_download, device)
+        if wants_clip
+        else None,
+        segmenter=load_segmenter(segmenter, device, not files.allow_download)
+        if segmenter
+        else None,
+        inception_id=hash_file(Path(weights))[:16] if weights else "",
+    )
 
 
 def judge_batch(judges: Judges, batch: Batch, prediction: Prediction) -> list[dict[str, Any]]:
@@ -111,7 +151,7 @@ def judge_batch(judges: Judges, batch: Batch, prediction: Prediction) -> list[di
                 "truths": truths.tolist(),
             }
         )
-    if RECIPES[task].given != "image":  # the picture was drawn, so it is judged
+    if RECIPES[task].draws_picture:
         _judge_pictures(judges, batch, prediction, rows)
     if RECIPES[task].context == "masked image":
         for row, error in zip(rows, measure_known(batch, prediction)):
@@ -130,7 +170,7 @@ def _judge_pictures(
         found = judges.segmenter(prediction.image)
         for place, row in enumerate(rows):
             row["recognised"] = count_recognised(found, batch, place)
-            if name_task(batch) == "synthesis":
+            if RECIPES[name_task(batch)].judged == "placed":
                 tally = EntityQuality.measure(found.labels[place], batch.labels[place].cpu())
                 row["synthesis"] = tally.tolist()
 
@@ -145,7 +185,7 @@ def count_recognised(found: Segments, batch: Batch, place: int) -> list[int]:
     """
     labels, truth = found.labels[place].cpu(), batch.labels[place].cpu()
     said = [speak_category(name) for name in found.names[place]]
-    if RECIPES[name_task(batch)].local:
+    if RECIPES[name_task(batch)].judged == "named":
         drawn = {said[k - 1] for k in list_filling(labels, batch.coarse_mask[place, 0].cpu())}
         hits = [name in drawn for name in batch.names[place]]
     else:
@@ -188,7 +228,7 @@ def take_features(
     Returns:
         float32 [B, 1 or 2, F]; None where there is no FID.
     """
-    if judges.inception is None or RECIPES[name_task(batch)].given == "image":
+    if judges.inception is None or not RECIPES[name_task(batch)].draws_picture:
         return None
     device = next((p.device for p in judges.inception.parameters()), batch.image.device)
     sides = [
@@ -223,8 +263,16 @@ def check_prediction(batch: Batch, prediction: Prediction) -> None:
         )
 
 
-def sheet_row(batch: Batch, prediction: Prediction, place: int) -> tuple[str, list[np.ndarray]]:
-    """Caption and the five pictures of one sample: see ``pictures.SHEET_TITLES``."""
+def sheet_row(
+    batch: Batch, prediction: Prediction, place: int, others: Sequence[Prediction] = ()
+) -> tuple[str, list[np.ndarray]]:
+    """Caption and the five pictures of one sample: see ``pictures.SHEET_TITLES``.
+
+    Args:
+        batch, prediction: of one task.
+        place: of the sample in both.
+        others: predictions whose masks are shown as well, before the truth.
+    """
     image, truth = batch.image[place].cpu().numpy(), batch.labels[place].cpu().numpy()
     recipe = RECIPES[name_task(batch)]
     condition = colour_labels(truth) if recipe.context == "colormap" else image.copy()
@@ -233,12 +281,15 @@ def sheet_row(batch: Batch, prediction: Prediction, place: int) -> tuple[str, li
         keep = 0.0 if recipe.context == "masked image" else 0.5
         condition = np.where(hole, keep * condition + (1 - keep) * 128, condition).astype(np.uint8)
     made = prediction.image[place].cpu().numpy()
-    masks = number_alike(prediction.labels[place].cpu(), batch.labels[place].cpu())
+    decoded = [
+        blend_labels(made, number_alike(one.labels[place].cpu(), batch.labels[place].cpu()))
+        for one in (prediction, *others)
+    ]
     shown = [
         condition,
         made,
         prediction.colormap[place].cpu().numpy(),
-        blend_labels(made, masks),
+        *decoded,
         blend_labels(image, truth),
     ]
     return batch.prompts[place], shown

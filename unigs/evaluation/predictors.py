@@ -1,116 +1,56 @@
-"""``Predictor``: a ``Batch`` of one task -> a ``Prediction``; our pipeline, its ceiling, its floor.
+"""What a model is read between: oracles, which know the truth, and floors, which know nothing.
 
-An oracle knows the truth and loses only what palette, decoder (and VAE) lose: no model can be
-expected above it. A floor knows nothing. A model is read between the two.
+An oracle loses only what palette, decoder (and VAE) lose: no model can be expected above it.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
 import numpy as np
 import torch
 
-from unigs.codec import decode_colormap, encode_colormap
-from unigs.diffusion.encoders import FrozenTowers
-from unigs.pipeline import UniGSPipeline
+from unigs.codec import Decoder, Palette, decode_colormap, encode_colormap
 from unigs.records import TASKS, Batch, Prediction
 from unigs.seeds import rng
+from unigs.systems.joint.towers import FrozenTowers
+from unigs.systems.predictor import name_task
 from unigs.tasks import RECIPES
-
-
-class Predictor(Protocol):
-    """What is evaluated.
-
-    Attributes:
-        name: for tables and folders.
-        tasks: those it can do.
-        options: settings that its predictions depend on, if it has any; see ``fingerprint``.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def tasks(self) -> tuple[str, ...]: ...
-
-    def __call__(self, batch: Batch) -> Prediction:
-        """Predict a batch of one of its tasks, at the batch's size."""
-        ...
-
-
-def run_batch(pipeline: UniGSPipeline, batch: Batch, **options: Any) -> Prediction:
-    """Sample a batch of one task under its own conditions and noise.
-
-    Args:
-        pipeline: the model.
-        batch: all of one task.
-        options: further arguments of the pipeline's call.
-    """
-    task = name_task(batch)
-    recipe = RECIPES[task]
-    return pipeline(
-        task,
-        image=None if recipe.context == "colormap" else batch.image,
-        labels=batch.labels if recipe.context == "colormap" else None,
-        coarse_mask=batch.coarse_mask if recipe.local else None,
-        prompt=batch.prompts,
-        indices=batch.index.tolist(),
-        **options,
-    )
-
-
-class PipelinePredictor:
-    """Our pipeline.
-
-    Args:
-        pipeline: the model, on its device.
-        name: for tables.
-        options: arguments of its call: steps, solver, seed, guidance, ...; what the model decides
-            for itself where it is not told is put down among them, as it is part of a result.
-    """
-
-    tasks = TASKS
-
-    def __init__(self, pipeline: UniGSPipeline, name: str = "UniGS", **options: Any) -> None:
-        own = {key: pipeline.config[key] for key in ("given_stream", "sharpen")}
-        told = {key: value for key, value in options.items() if value is not None}
-        self.pipeline, self.name, self.options = pipeline, name, own | told
-
-    def __call__(self, batch: Batch) -> Prediction:
-        return run_batch(self.pipeline, batch.to(self.pipeline.unet.device), **self.options)
 
 
 class Oracle:
     """Ground truth -> palette -> decoder; with towers, through the VAE as well.
 
     Args:
-        palette: arguments of the codec: ``cells`` and ``assignment``.
+        name: for tables.
+        palette: paints and decodes.
         towers: the frozen VAE; None leaves picture and colormap as they are.
+        decoder: by which masks are found.
     """
 
     tasks = TASKS
 
     def __init__(
-        self, palette: dict[str, Any] | None = None, towers: FrozenTowers | None = None
+        self,
+        name: str = "oracle",
+        palette: Palette = Palette(),  # noqa: B008 (frozen)
+        towers: FrozenTowers | None = None,
+        decoder: Decoder = "refined",
     ) -> None:
-        self.palette, self.towers = palette or {}, towers
-        self.name = "oracle" if towers is None else "oracle-vae"
+        self.palette, self.towers, self.decoder = palette, towers, decoder
+        self.name = name
+        self.options = {"palette": str(palette), "decoder": decoder}
 
     def __call__(self, batch: Batch) -> Prediction:
         if self.towers is not None:
             batch = batch.to(self.towers.vae.device)
-        image, colormap = (
-            batch.image,
-            encode_colormap(batch.labels, seeds=batch.index.tolist(), **self.palette),
-        )
+        image = batch.image
+        colormap = encode_colormap(batch.labels, self.palette, seeds=batch.index.tolist())
         if self.towers is not None:
             image, colormap = (
                 self.towers.decode_latents(self.towers.encode_pixels(pixels))
                 for pixels in (image, colormap)
             )
-        mode = "foreground" if RECIPES[name_task(batch)].draws else "entity"
-        decoded = decode_colormap(colormap, mode=mode, **self.palette)  # type: ignore[arg-type]
+        mode = RECIPES[name_task(batch)].mode
+        decoded = decode_colormap(colormap, self.palette, mode=mode, decoder=self.decoder)
         return Prediction(image, colormap, decoded.labels, decoded.scores)
 
 
@@ -167,14 +107,8 @@ class RandomFloor:
         )
 
 
-def name_task(batch: Batch) -> str:
-    """The one task of a batch."""
-    return TASKS[int(batch.task[0])]
-
-
 def _fill(batch: Batch, made: torch.Tensor) -> torch.Tensor:
     """The picture with ``made`` where the task had to make it."""
-    recipe = RECIPES[name_task(batch)]
-    if recipe.given == "image":
+    if not RECIPES[name_task(batch)].draws_picture:
         return batch.image
     return torch.where(batch.coarse_mask, made, batch.image)

@@ -9,39 +9,52 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
-from copy import copy
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from unigs.data import UniGSData, stack_samples
+from unigs.data import HeldOut, UniGSData, list_batches, stack_samples
 from unigs.plan import Plan
 from unigs.records import Batch, UnigsError
-from unigs.streams import Made, StreamDataset
+from unigs.streams import CollateMade, StreamDataset
 
 VERSION = 1
 
 
-def describe_inputs(data: UniGSData, samples_per_task: int) -> dict[str, Any]:
-    """Everything the inputs depend on, as JSON.
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """Which inputs a model is evaluated on.
 
-    Args:
-        data: shards, mixture, geometry and seed; its validation split is evaluated.
-        samples_per_task: pictures of each task.
+    Attributes:
+        data: shards, mixture, geometry and seed.
+        held_out: split, pictures of each task (paper: 1000), and how many a batch.
+        protocol: file of an earlier evaluation, to insist on the same.
+    """
+
+    data: UniGSData
+    held_out: HeldOut
+    protocol: str | Path | None = None
+
+
+def describe_inputs(inputs: Inputs) -> dict[str, Any]:
+    """Everything the inputs depend on, as JSON.
 
     Raises:
         UnigsError: no shards, or nothing to evaluate.
     """
-    manifests, weights = data.select_sources(data.val_split)
+    data, held_out = inputs.data, inputs.held_out
+    manifests, weights = data.select_sources(held_out.split)
+    samples_per_task = held_out.samples_per_task
     if samples_per_task < 1 or not sum(len(m) for m in manifests.values()):
         raise UnigsError(
             f"expected pictures to evaluate on; got {samples_per_task} per task of "
             f"{ {name: len(m) for name, m in manifests.items()} }; in {data.shards} "
-            f"(split {data.val_split!r})"
+            f"(split {held_out.split!r})"
         )
     return {
         "version": VERSION,
@@ -49,8 +62,16 @@ def describe_inputs(data: UniGSData, samples_per_task: int) -> dict[str, Any]:
         "samples_per_task": samples_per_task,
         "weights": weights,
         "manifests": {name: manifest.digest for name, manifest in manifests.items()},
-        "options": asdict(data.tasks.for_evaluation()),
+        "options": _describe_options(data),
     }
+
+
+def _describe_options(data: UniGSData) -> dict[str, Any]:
+    """How samples are made; a square number of painted entities by its root, as protocols do."""
+    options = asdict(data.tasks.for_evaluation())
+    most, root = data.max_painted, math.isqrt(data.max_painted)
+    del options["max_painted"]
+    return options | ({"palette_cells": root} if root**2 == most else {"max_painted": most})
 
 
 def digest_header(header: dict[str, Any]) -> str:
@@ -96,43 +117,41 @@ def read_protocol(path: Path, header: dict[str, Any]) -> dict[int, str]:
 
 
 class InputLoader:
-    """Batches of one task each, and per sample the skips by reason until one could be used.
+    """``Loaded`` batches of one task each.
 
     Args:
-        data: as for :func:`describe_inputs`.
-        samples_per_task: pictures of each task.
+        inputs: which they are.
         tasks: leave out the others.
         skip: indices that are done.
         rank, world_size: batches are dealt in turn.
+
+    Attributes:
+        indices: of all inputs of these tasks, those of other ranks and those done included.
     """
 
     def __init__(
         self,
-        data: UniGSData,
-        samples_per_task: int,
+        inputs: Inputs,
         tasks: Iterable[str],
         skip: Iterable[int] = (),
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        sized = copy(data)
-        sized.val_samples_per_task = samples_per_task
-        ratios = {task: 1.0 for task, ratio in data.task_ratios.items() if ratio}
-        self.dataset: StreamDataset = data.make_dataset(
-            data.val_split, augment=False, ratios=ratios
-        )
-        batches = _keep(sized.list_val_batches(self.dataset.plan), self.dataset.plan, tasks)
+        self.dataset: StreamDataset = inputs.data.make_held_out(inputs.held_out)
+        plan = self.dataset.plan
+        batches = _keep(list_batches(plan, inputs.held_out), plan, tasks)
+        self.indices = [index for batch in batches for index in batch]
         done = set(skip)
         left = [[i for i in batch if i not in done] for batch in batches]
         self.batches = [batch for batch in left[rank::world_size] if batch]
-        self.workers = min(1, data.num_workers)
+        self.workers = min(1, inputs.data.loading.num_workers)
 
     def __iter__(self):
         return iter(
             DataLoader(
                 self.dataset,
                 batch_sampler=self.batches,
-                collate_fn=_collate,
+                collate_fn=CollateMade(stack_samples),
                 num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
             )
@@ -145,7 +164,3 @@ class InputLoader:
 def _keep(batches: list[list[int]], plan: Plan, tasks: Iterable[str]) -> list[list[int]]:
     wanted = set(tasks)
     return [batch for batch in batches if plan.draw(batch[0]).task in wanted]
-
-
-def _collate(made: list[Made]) -> tuple[Batch, list[dict[str, int]]]:
-    return stack_samples([one.sample for one in made]), [dict(one.skips.counts) for one in made]

@@ -32,6 +32,7 @@ from unigs.metrics.frechet import (
 )
 from unigs.metrics.segmentation import EntityQuality
 from unigs.records import UnigsError
+from unigs.tasks import RECIPES
 
 GROUPS = ("all", "single", "multiple")
 """Pictures with one entity asked for, and with more (Tables 3 and 4)."""
@@ -245,7 +246,7 @@ def _recall_real(store: ResultStore, group: Sequence[dict], cache: Path, key: st
 
 def rate_row(row: dict[str, Any]) -> float:
     """One number by which a task's pictures are sorted: what the paper scores them by."""
-    if row["task"] == "inpainting" and "clip_score" in row:
+    if RECIPES[row["task"]].judged == "named" and "clip_score" in row:
         return float(row["clip_score"])
     tally = row.get("synthesis", row["entities"])
     if tally[1]:

@@ -1,0 +1,125 @@
+"""The small autoencoder: a stock ``AutoencoderKL`` trained on pictures and colormaps alike.
+
+In: the joint model's own batches. Out: ``unigs/assets/autoencoder``, which ships with the package
+and lets the quickstart and the benchmark run without a download. Not needed for Stable Diffusion.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+from unigs.codec import Palette, encode_colormap
+from unigs.records import Batch
+from unigs.systems.joint.base import load_vae
+from unigs.systems.joint.presets import vae_config
+from unigs.systems.joint.towers import to_signed
+from unigs.systems.system import Learner
+
+
+def edge_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of horizontal and vertical differences; keeps borders sharp."""
+    down = output.diff(dim=-2) - target.diff(dim=-2)
+    across = output.diff(dim=-1) - target.diff(dim=-1)
+    return down.abs().mean() + across.abs().mean()
+
+
+class Autoencoder(Learner):
+    """Train the preset ``tiny`` of ``AutoencoderKL``.
+
+    Args:
+        learning_rate: of AdamW, after a short warm-up; falls to 0 by a cosine.
+        total_steps: optimiser steps over which it falls.
+        kl_weight: of the posterior's divergence from a unit normal.
+        edge_weight: of the loss on differences between neighbouring pixels.
+        palette: that paints the colormaps.
+        start_from: folder of an autoencoder to go on from; None starts from random weights.
+        freeze_encoder: train the decoder alone, so that the latents, and whatever was trained on
+            them, stay valid.
+        latent_noise: largest standard deviation, in units of the latents' own, of noise on what
+            the decoder sees; a denoiser's latents are not exact either.
+        out: folder to save the trained autoencoder to, half precision.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 1e-3,
+        total_steps: int = 4000,
+        kl_weight: float = 1e-6,
+        edge_weight: float = 0.5,
+        palette: Palette = Palette(),  # noqa: B008 (frozen)
+        start_from: str | None = None,
+        freeze_encoder: bool = False,
+        latent_noise: float = 0.0,
+        out: str = "runs/autoencoder/autoencoder",
+    ) -> None:
+        super().__init__()
+        self.palette = palette
+        self.max_painted = palette.capacity
+        self.keep_options(
+            learning_rate=learning_rate, total_steps=total_steps, kl_weight=kl_weight,
+            edge_weight=edge_weight, palette=palette, start_from=start_from,
+            freeze_encoder=freeze_encoder, latent_noise=latent_noise, out=out,
+        )  # fmt: skip
+        self.vae = load_vae(start_from) if start_from else AutoencoderKL(**vae_config("tiny"))
+        if freeze_encoder:
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
+        self._latent_stds: list[float] = []
+
+    @property
+    def hp(self) -> Any:
+        """The constructor's arguments."""
+        return self.hparams
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Absolute error plus edges plus KL, on pictures and colormaps in equal parts."""
+        target, posterior, output = self._pass(batch, sample=True)
+        loss = (output - target).abs().mean() + self.hp.edge_weight * edge_loss(output, target)
+        loss = loss + self.hp.kl_weight * posterior.kl().mean()
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Root mean squared error in units of 0..255, and the latent's spread for the scale."""
+        target, posterior, output = self._pass(batch, sample=False)
+        picture, colormap = ((output - target) * 127.5).square().chunk(2)
+        self.log("val/picture_rmse", picture.mean().sqrt(), batch_size=len(batch))
+        self.log("val/colormap_rmse", colormap.mean().sqrt(), batch_size=len(batch))
+        self._latent_stds.append(float(posterior.mode().std()))
+
+    def _pass(self, batch: Batch, sample: bool):
+        colormap = encode_colormap(batch.labels, self.palette, seeds=batch.index.tolist())
+        target = to_signed(torch.cat([batch.image, colormap]))  # [2B, 3, H, W]
+        posterior = self.vae.encode(target).latent_dist
+        latent = posterior.sample() if sample else posterior.mode()
+        if sample and self.hp.latent_noise:
+            share = torch.rand(len(latent), 1, 1, 1, device=latent.device)
+            noise = self.hp.latent_noise * latent.detach().std() * share
+            latent = latent + noise * torch.randn_like(latent)
+        return target, posterior, self.vae.decode(latent).sample
+
+    def on_validation_epoch_start(self) -> None:
+        self._latent_stds = []
+
+    def on_train_end(self) -> None:
+        """Save with the scale that gives latents a unit spread, as Stable Diffusion's has."""
+        scale = self.vae.config.scaling_factor
+        if not self.hp.freeze_encoder:
+            scale = len(self._latent_stds) / sum(self._latent_stds)
+        self.vae.register_to_config(scaling_factor=scale, _name_or_path="")
+        if self.global_rank == 0:
+            Path(self.hp.out).mkdir(parents=True, exist_ok=True)
+            self.vae.half().save_pretrained(self.hp.out)
+            print(f"saved the autoencoder, scale {scale:.4f}, to {self.hp.out}")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hp.learning_rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.hp.learning_rate, self.hp.total_steps, pct_start=0.05
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,176 @@
+"""What is known of a sample, checked, painted and encoded once (Table 2, Eq. 8).
+
+In: pictures, label maps, masks and words as a batch or a caller gives them. Out: ``Conditions``,
+which the denoiser is told, and the clean streams where training asks for them. Training and
+sampling share this paragraph and no other writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unigs.codec import Palette, encode_colormap
+from unigs.records import TASKS, Batch, UnigsError
+from unigs.systems.joint.towers import FrozenTowers, to_signed
+from unigs.tasks import RECIPES
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """What is known of B samples, in pixels and words.
+
+    Attributes:
+        tasks, prompts: lists of length B.
+        image: uint8 [B, 3, H, W], or None if no task's context needs it.
+        colormap: uint8 [B, 3, H, W], or None likewise.
+        coarse_mask: bool [B, 1, H, W]; True is to be filled or searched.
+    """
+
+    tasks: list[str]
+    prompts: list[str]
+    image: Tensor | None
+    colormap: Tensor | None
+    coarse_mask: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conditions:
+    """What the denoiser is told.
+
+    Attributes:
+        mask: float [B, 1, h, w], the coarse mask m_c; 1 is to be filled.
+        context: float [B, 4, h, w], z_c.
+        text: float [B, L, D].
+        task: int64 [B], rows of the task embedding.
+    """
+
+    mask: Tensor
+    context: Tensor
+    text: Tensor
+    task: Tensor
+
+    def to(self, dtype: torch.dtype) -> Conditions:
+        """The same in another precision."""
+        mask, context, text = (part.to(dtype) for part in (self.mask, self.context, self.text))
+        return Conditions(mask, context, text, self.task)
+
+
+def read_batch(batch: Batch, palette: Palette) -> Known:
+    """All that a training batch knows, its colormap painted."""
+    return Known(
+        tasks=[TASKS[row] for row in batch.task.tolist()],
+        prompts=batch.prompts,
+        image=batch.image,
+        colormap=encode_colormap(batch.labels, palette, seeds=batch.index.tolist()),
+        coarse_mask=batch.coarse_mask,
+    )
+
+
+def encode_conditions(towers: FrozenTowers, known: Known) -> Conditions:
+    """Encode what the denoiser is told; each context is one pass of the VAE."""
+    return _encode(towers, known, streams=False)[0]
+
+
+def encode_training(towers: FrozenTowers, known: Known) -> tuple[Conditions, Tensor]:
+    """The same, and the clean streams float32 [B, 8, h, w]: image latent, then colormap latent.
+
+    Where the context is the image or the colormap, its latent is reused; only inpainting rows
+    cost a third pass (2.3 encodes a sample at the paper's ratios instead of 3).
+    """
+    conditions, latents = _encode(towers, known, streams=True)
+    return conditions, torch.cat([latents["image"], latents["colormap"]], 1)
+
+
+def _encode(
+    towers: FrozenTowers, known: Known, streams: bool
+) -> tuple[Conditions, dict[str, Tensor]]:
+    """One call of the VAE for all pictures; latents by kind of picture."""
+    kinds = [RECIPES[task].context for task in known.tasks]
+    every = list(range(len(kinds)))
+    rows = {
+        kind: every
+        if streams and kind != "masked image"
+        else [i for i in every if kinds[i] == kind]
+        for kind in ("image", "colormap", "masked image")
+    }
+    rows = {kind: own for kind, own in rows.items() if own}
+    pictures = torch.cat([_take_pictures(known, kind, own) for kind, own in rows.items()])
+    parts = towers.encode_pixels(pictures).split([len(own) for own in rows.values()])
+    latents = dict(zip(rows, parts, strict=True))
+    context = torch.stack([latents[kinds[i]][rows[kinds[i]].index(i)] for i in every])
+    conditions = Conditions(
+        mask=shrink_mask(known.coarse_mask, context.shape[-2:]),
+        context=context,
+        text=towers.encode_text(known.prompts),
+        task=torch.tensor([TASKS.index(task) for task in known.tasks]).to(context.device),
+    )
+    return conditions, latents
+
+
+def _take_pictures(known: Known, kind: str, rows: list[int]) -> Tensor:
+    """The pictures of one kind behind z_c (Table 2), float -1..1 [len(rows), 3, H, W].
+
+    The hole of a masked image is 0 of -1..1 (mid-grey), as Stable Diffusion learnt it.
+    """
+    pixels = known.colormap if kind == "colormap" else known.image
+    assert pixels is not None, f"{kind} is needed as a context"
+    whole = len(rows) == len(pixels)
+    signed = to_signed(pixels if whole else pixels[rows])
+    if kind == "masked image":
+        signed = signed * ~(known.coarse_mask if whole else known.coarse_mask[rows])
+    return signed
+
+
+def shrink_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """Coarse mask bool [B, 1, H, W] -> float [B, 1, h, w]; a cell with any pixel to fill is 1."""
+    return nn.functional.adaptive_max_pool2d(mask.float(), tuple(size))
+
+
+# --- what a caller gives -------------------------------------------------------------------------
+
+
+def list_prompts(task: str, prompt: str | Sequence[str] | None, batch: int) -> list[str]:
+    """One prompt per input; a task without words has its own.
+
+    Raises:
+        UnigsError: none for a task that needs words, or another number of them.
+    """
+    prompts = [prompt] * batch if isinstance(prompt, str) else list(prompt or ())
+    own = RECIPES[task].prompt
+    if not prompts and "{names}" in own:  # of the recipe alone: names in data may hold anything
+        raise UnigsError(f"expected a prompt for {task}, e.g. {own!r}")
+    prompts = prompts or [own] * batch
+    if len(prompts) != batch:
+        raise UnigsError(f"expected {batch} prompts for {batch} inputs, got {len(prompts)}")
+    return prompts
+
+
+def check_inputs(task, image, labels, coarse_mask) -> Tensor:
+    """The input that gives the size; errors where a task lacks one."""
+    if task not in RECIPES:
+        raise UnigsError(f"expected a task of {TASKS}, got {task!r}")
+    needs = {"colormap": "labels"}.get(RECIPES[task].context, "image")
+    known = labels if needs == "labels" else image
+    if known is None:
+        raise UnigsError(f"expected {needs} for {task}, got none")
+    if RECIPES[task].context == "masked image" and coarse_mask is None:
+        raise UnigsError(f"expected a coarse_mask for {task}, got none")
+    if needs == "image" and (known.dim() != 4 or known.shape[1] != 3 or known.dtype != torch.uint8):
+        raise UnigsError(
+            f"expected image uint8 [B, 3, H, W], got {known.dtype} {list(known.shape)}"
+        )
+    if needs == "labels" and (known.dim() != 3 or known.is_floating_point()):
+        raise UnigsError(f"expected labels int [B, H, W], got {known.dtype} {list(known.shape)}")
+    wanted = (known.shape[0], 1, *known.shape[-2:])
+    if coarse_mask is not None and (
+        tuple(coarse_mask.shape) != wanted or coarse_mask.dtype != torch.bool
+    ):
+        raise UnigsError(
+            f"expected coarse_mask bool {list(wanted)}, got {coarse_mask.dtype} "
+            f"{list(coarse_mask.shape)}"
+        )
+    return known

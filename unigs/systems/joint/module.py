@@ -1,0 +1,211 @@
+"""The joint one-to-many model as a ``System``: Eq. 2 over a batch of mixed tasks.
+
+What a step does: paint and encode the batch once, add noise keyed by (seed, index), denoise both
+streams, weigh the two errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from diffusers.training_utils import cast_training_params
+
+from unigs.codec import Palette
+from unigs.records import Batch, UnigsError
+from unigs.runs import Rule
+from unigs.systems.joint.base import load_components, locate_base, resolve_prediction_type
+from unigs.systems.joint.conditions import encode_training, read_batch
+from unigs.systems.joint.denoiser import widen_unet
+from unigs.systems.joint.objective import Objective, measure_losses
+from unigs.systems.joint.pipeline import UniGSPipeline
+from unigs.systems.joint.predictor import JointPredictor
+from unigs.systems.sampling import Sampling, read_remembered
+from unigs.systems.system import Optimizer, System
+
+
+@dataclass(frozen=True)  # no slots: the command line reads its fields
+class Compute:
+    """How the network is computed; changes no result but by rounding.
+
+    Args:
+        gradient_checkpointing: recompute activations in the backward pass; about 30 % slower, far
+            less memory.
+        compile: ``torch.compile`` the UNet.
+        channels_last: NHWC memory format for UNet and VAE, faster for convolutions.
+        towers_dtype: precision of the frozen VAE and text encoder.
+    """
+
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    channels_last: bool = False
+    towers_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+MOVED = {
+    "palette": "palette.kind",
+    "palette_cells": "palette.cells",
+    "given_stream": "sampling.all.given_stream",
+    "sharpen": "sampling.all.guided_filter",
+    **{
+        name: f"objective.{name}"
+        for name in (
+            "prediction_type", "image_weight", "colormap_weight", "given_weight",
+            "min_snr_gamma", "snr_floor", "mask_timestep_shift", "size_balance",
+        )
+    },
+    **{
+        name: f"optimizer.{name}"
+        for name in ("learning_rate", "warmup_steps", "decay_steps", "weight_decay", "betas")
+    },
+    **{
+        name: f"compute.{name}"
+        for name in ("gradient_checkpointing", "compile", "channels_last", "towers_dtype")
+    },
+}  # fmt: skip
+"""Where the flat options of checkpoints of before the records stand now."""
+
+
+class UniGS(System):
+    """The joint one-to-many model.
+
+    Args:
+        base: diffusers folder, single file or hub id whose UNet is widened to 13 channels in and 8
+            out; see ``unigs base --help`` for folders of random weights.
+        revision: hub revision to pin.
+        palette: by which entities are painted; it also decides how many a picture may have.
+        objective: what the network is asked for, and how its errors weigh.
+        optimizer: rate, warm-up and decay.
+        sampling: how the trained model is best used, by task and under ``all``; it travels with
+            the exported folder. No part of the training.
+        compute: memory against speed.
+    """
+
+    NETWORK = "unet"
+    MOVED = MOVED
+    ON_RESUME: ClassVar[dict[str, Rule]] = {
+        **System.ON_RESUME,
+        **dict.fromkeys(("model.base", "model.revision", "model.objective"), "warned"),
+        "model.objective.prediction_type": "refused",
+        "model.compute": "taken",
+        "model.compute.towers_dtype": "warned",
+    }
+
+    def __init__(
+        self,
+        base: str,
+        revision: str | None = None,
+        palette: Palette = Palette(),  # noqa: B008 (frozen)
+        objective: Objective = Objective(),  # noqa: B008
+        optimizer: Optimizer = Optimizer(),  # noqa: B008
+        sampling: dict[str, Sampling] = {},  # noqa: B006 (never changed)
+        compute: Compute = Compute(),
+    ) -> None:
+        super().__init__()
+        self.base, self.revision = base, revision
+        self.palette, self.objective, self.optimizer = palette, objective, optimizer
+        self.sampling = read_remembered(sampling, "model.sampling")
+        self.compute = compute
+        self.keep_options(
+            base=base, revision=revision, palette=palette, objective=objective,
+            optimizer=optimizer, sampling={k: v.list_given() for k, v in self.sampling.items()},
+            compute=compute,
+        )  # fmt: skip
+        self.unet: Any = None
+        self.towers: Any = None
+        self.scheduler: Any = None
+
+    @classmethod
+    def rebuild(cls, stored: Mapping[str, Any], base: str | None, where: Path) -> UniGS:
+        """A new module by the hyperparameters in a checkpoint; see ``System.rebuild``."""
+        with_base = upgrade_options(stored) | find_base(stored, base, where)
+        kinds = {"palette": Palette, "objective": Objective, "optimizer": Optimizer}
+        kinds |= {"compute": Compute}
+        return cls(**{k: kinds[k](**v) if k in kinds else v for k, v in with_base.items()})
+
+    @property
+    def max_painted(self) -> int:
+        return self.palette.capacity
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:  # type: ignore[override]
+        weights = self.objective
+        return {"image": weights.image_weight, "colormap": weights.colormap_weight}
+
+    def describe(self) -> str:
+        return f"base {self.base!r}"
+
+    def configure_model(self) -> None:
+        """Load the base and widen its UNet; once, when the trainer or a checkpoint asks for it."""
+        if self.unet is not None:
+            return
+        components = load_components(self.base, self.revision)
+        self.unet = widen_unet(components.unet)
+        self.towers = components.towers.to(getattr(torch, self.compute.towers_dtype))
+        self.scheduler = components.scheduler
+        asked = self.objective.prediction_type
+        kind = resolve_prediction_type(asked, self.scheduler, self.base)
+        self.scheduler.register_to_config(prediction_type=kind)
+        self.objective = replace(self.objective, prediction_type=kind)
+        self.hparams["objective"]["prediction_type"] = kind
+        cast_training_params(self.unet, torch.float32)
+        if self.compute.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        if self.compute.channels_last:
+            self.unet.to(memory_format=torch.channels_last)
+            self.towers.vae.to(memory_format=torch.channels_last)
+        if self.compute.compile:
+            self.unet.compile()
+
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Errors of the image and of the colormap stream, float32 [B] each."""
+        known = read_batch(batch, self.palette)
+        conditions, clean = encode_training(self.towers, known)
+        return measure_losses(self.objective, self.unet, self.scheduler, clean, conditions, batch)
+
+    def make_pipeline(self) -> UniGSPipeline:
+        """A pipeline over the live components, without a copy."""
+        towers = self.towers
+        return UniGSPipeline(
+            towers.vae, towers.text_encoder, towers.tokenizer, self.unet, self.scheduler,
+            palette=self.palette, sampling=self.sampling,
+        )  # fmt: skip
+
+    def make_predictor(self, sampling: Sampling | None = None) -> JointPredictor:
+        return JointPredictor(self.make_pipeline(), sampling=sampling)
+
+
+def find_base(settings: Mapping[str, Any], base: str | None, path: Path) -> dict[str, Any]:
+    """Settings of the base: where it lies here. The hub is asked only for what a user typed.
+
+    Raises:
+        UnigsError: not found.
+    """
+    if base is not None:
+        return {"base": base, "revision": None}
+    named, revision = settings.get("base"), settings.get("revision")
+    try:
+        if not isinstance(named, str) or not isinstance(revision, str | None):
+            raise UnigsError(f"expected the name of a base, got {named!r} ({revision!r})")
+        return {"base": str(locate_base(named, revision, download=False)), "revision": None}
+    except UnigsError as error:
+        raise UnigsError(f"{error}, named by {path}; give its base with --base") from error
+
+
+def upgrade_options(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments out of a checkpoint, also of one with flat options."""
+    if isinstance(stored.get("palette"), Mapping):
+        return dict(stored)
+    new: dict[str, Any] = {}
+    for name, value in stored.items():
+        if name == "seed":  # the data's alone
+            continue
+        *path, last = MOVED.get(name, name).split(".")
+        room = new
+        for step in path:
+            room = room.setdefault(step, {})
+        room[last] = value
+    return new

@@ -1,0 +1,222 @@
+"""Noise, targets, weights and loss: Eq. 2 over both streams.
+
+In: clean streams, conditions and the batch. Out: one loss per sample and branch. Noise and timestep
+are functions of (seed, index) alone, so a resumed or re-scaled run sees the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from unigs.records import TASKS, Batch, UnigsError
+from unigs.seeds import derive_seed
+from unigs.systems.joint.conditions import Conditions
+from unigs.systems.joint.denoiser import denoise
+from unigs.systems.joint.towers import LATENT_CHANNELS
+from unigs.tasks import RECIPES
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+PREDICTION_TYPES = get_args(PredictionType)
+
+
+@dataclass(frozen=True)  # no slots: the command line reads its fields
+class Objective:
+    """What the joint model is asked for, and how its errors weigh.
+
+    Args:
+        prediction_type: what the network predicts: epsilon, v_prediction or sample; None: as the
+            base was trained.
+        image_weight: of the image branch's loss.
+        colormap_weight: of the colormap branch's loss.
+        given_weight: of the loss of a given stream, beside its branch's weight (paper: 1). At 0 it
+            is seen and not learnt, which is enough where it is clamped.
+        min_snr_gamma: cap of the signal-to-noise weighting; None weighs all timesteps alike.
+        snr_floor: least weight under it, in units of the sample's error; see ``snr_weights``. At 0
+            tasks that are trained near pure noise count for little.
+        mask_timestep_shift: moves the timesteps of the tasks that only find masks towards noise,
+            see ``shift_timesteps``; 1 leaves them uniform, as the paper's are.
+        size_balance: 0 weighs the pixels of a picture alike (paper), 1 its entities; see
+            ``balance_sizes``.
+    """
+
+    prediction_type: PredictionType | None = None
+    image_weight: float = 1.0
+    colormap_weight: float = 1.0
+    given_weight: float = 1.0
+    min_snr_gamma: float | None = None
+    snr_floor: float = 0.0
+    mask_timestep_shift: float = 1.0
+    size_balance: float = 0.0
+
+
+def measure_losses(
+    objective: Objective, unet: Any, scheduler: Any, clean: torch.Tensor,
+    conditions: Conditions, batch: Batch,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Eq. 2: weighted mean squared error of each branch.
+
+    Args:
+        objective: what is asked for, and how it weighs.
+        unet, scheduler: the joint denoiser and the noise it is trained on.
+        clean: float32 [B, 8, h, w].
+        conditions: of the same samples.
+        batch: for seed, indices, labels and what is unknown.
+
+    Returns:
+        float32 [B] by branch, ``image`` and ``colormap``, without the branches' weights.
+    """
+    indices = batch.index.tolist()
+    noise = draw_noise(batch.seed, indices, clean.shape[1:], "noise").to(clean.device)
+    steps = scheduler.config.num_train_timesteps
+    timesteps = draw_timesteps(batch.seed, indices, steps).to(clean.device)
+    given = given_streams(conditions.task)  # [B, 2]
+    shifted = shift_timesteps(timesteps, steps, objective.mask_timestep_shift)
+    timesteps = torch.where(given[:, 0], shifted, timesteps)
+    noisy = scheduler.add_noise(clean, noise, timesteps)
+    prediction = denoise(unet, noisy, timesteps, conditions)
+    target = regression_target(scheduler, clean, noise, timesteps)
+    grid = (clean.shape[-2], clean.shape[-1])
+    known = known_share(batch.ignored, grid)  # [B, 1, h, w]
+    balance = (batch.labels, grid, objective.size_balance, batch.coarse_mask)
+    weight = balance_sizes(*balance) if objective.size_balance else 1.0
+    image, colormap = branch_losses(prediction, target, known, weight)  # [B] each
+    share = torch.where(given, objective.given_weight, 1.0)  # [B, 2]
+    losses = {"image": image * share[:, 0], "colormap": colormap * share[:, 1]}
+    if objective.min_snr_gamma is not None:
+        snr = snr_weights(scheduler, timesteps, objective.min_snr_gamma, objective.snr_floor)
+        losses = {name: loss * snr for name, loss in losses.items()}
+    return losses
+
+
+def draw_noise(
+    seed: int, indices: Sequence[int], shape: Sequence[int], purpose: str
+) -> torch.Tensor:
+    """Standard normal float32 [B, *shape] on the CPU, one keyed generator per sample."""
+
+    def one(index: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(seed, int(index), purpose))
+        return torch.randn(tuple(shape), generator=generator)
+
+    return torch.stack([one(index) for index in indices])
+
+
+def draw_timesteps(seed: int, indices: Sequence[int], steps: int) -> torch.Tensor:
+    """Uniform timesteps int64 [B] in 0..steps-1, keyed like the noise."""
+    return torch.tensor([derive_seed(seed, int(i), "timestep") % steps for i in indices])
+
+
+def shift_timesteps(timesteps: torch.Tensor, steps: int, shift: float) -> torch.Tensor:
+    """Move timesteps towards noise: t/T = u becomes shift u / (1 + (shift - 1) u).
+
+    The map of Esser et al. (2024, Sec. 5.3.2). A colormap is flat areas, so it is legible through
+    noise that hides a picture: at uniform timesteps most of what a mask task trains on is copying.
+
+    Args:
+        timesteps: int64 [B] in 0..steps-1.
+        steps: T.
+        shift: 1 changes nothing; larger is noisier.
+    """
+    share = (timesteps + 0.5) / steps
+    return (steps * shift * share / (1 + (shift - 1) * share)).long()
+
+
+def regression_target(scheduler, clean, noise, timesteps) -> torch.Tensor:
+    """What the network is asked for, by the scheduler's ``prediction_type``; [B, 8, h, w]."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "sample":
+        return clean
+    if kind == "v_prediction":
+        return scheduler.get_velocity(clean, noise, timesteps)
+    raise UnigsError(f"expected a prediction type of {PREDICTION_TYPES}, got {kind!r}")
+
+
+def snr_weights(
+    scheduler, timesteps: torch.Tensor, gamma: float, floor: float = 0.0
+) -> torch.Tensor:
+    """Min-SNR weights [B] (Hang et al. 2023) for the scheduler's prediction type.
+
+    Args:
+        scheduler: of the training.
+        timesteps: int64 [B].
+        gamma: most that the error of a sample's estimate weighs; below it, its ratio of signal to
+            noise.
+        floor: least that it weighs; 1 is the truncated SNR of Salimans & Ho (2022, Sec. 4).
+    """
+    alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = alphas / (1 - alphas)
+    capped = snr.clamp(min=floor, max=gamma)
+    kind = scheduler.config.prediction_type
+    return {"epsilon": capped / snr, "v_prediction": capped / (snr + 1), "sample": capped}[kind]
+
+
+def known_share(ignored: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Part of each latent cell whose colormap is known: bool [B, H, W] -> float [B, 1, h, w]."""
+    return 1 - nn.functional.adaptive_avg_pool2d(ignored[:, None].float(), size)
+
+
+def balance_sizes(
+    labels: torch.Tensor,
+    size: tuple[int, int],
+    power: float,
+    coarse_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Weights of the latent cells that favour small entities.
+
+    A pixel weighs as its region's part of the picture to the power of -``power``. At 0 all pixels
+    count alike, so a region counts by its area; at 1 all regions of a picture count alike, as
+    entities do in mIoU and AP. Each entity is a region, what is left of the coarse mask is one, and
+    so is the rest. Without the coarse mask's, a wrong mask would weigh little in a sample whose
+    answer is empty and much in one where it is right, so the network would paint when in doubt.
+
+    Args:
+        labels: int [B, H, W]; 0 is not painted.
+        size: h, w of the latent grid.
+        power: 0 or more.
+        coarse_mask: bool [B, 1, H, W], True is to be filled or searched; None: everywhere.
+
+    Returns:
+        float [B, 1, h, w] of mean 1 in each picture.
+    """
+    flat = labels.flatten(1).long() + 1
+    if coarse_mask is not None:
+        flat = flat * (coarse_mask.flatten(1) | (flat > 1))
+    area_px = flat.new_zeros(len(flat), int(flat.max()) + 1)
+    area_px.scatter_add_(1, flat, torch.ones_like(flat))
+    weight = area_px.gather(1, flat).view(labels.shape).float() ** -power
+    pooled = nn.functional.adaptive_avg_pool2d(weight[:, None], size)
+    return pooled / pooled.mean((1, 2, 3), keepdim=True)
+
+
+def given_streams(task: torch.Tensor) -> torch.Tensor:
+    """Which streams equal the context, image and colormap: bool [B, 2] for int64 [B] tasks."""
+    given = [RECIPES[TASKS[i]].given for i in task.tolist()]
+    return torch.tensor([[g == "image", g == "colormap"] for g in given], device=task.device)
+
+
+def branch_losses(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    known: torch.Tensor,
+    weight: torch.Tensor | float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean squared error of each stream (Eq. 2).
+
+    Args:
+        prediction, target: float [B, 8, h, w].
+        known: float [B, 1, h, w] in 0..1; unknown cells of the colormap count as no error, so a
+            sample weighs as much as is known of it.
+        weight: float [B, 1, h, w] of both streams' cells, see ``balance_sizes``.
+
+    Returns:
+        Image and colormap losses, float32 [B] each.
+    """
+    error = weight * (prediction.float() - target.float()) ** 2
+    image, colormap = error.split(LATENT_CHANNELS, dim=1)
+    return image.mean((1, 2, 3)), (colormap * known).mean((1, 2, 3))

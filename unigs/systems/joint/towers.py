@@ -1,0 +1,83 @@
+"""The frozen towers: pixels <-> latents and words -> embeddings. The only home of the latent scale.
+
+In: uint8 pictures and colormaps, prompts. Out: scaled latents z [B, 4, h, w] and text embeddings
+[B, L, D]. The same VAE serves pictures and colormaps (Sec. 3.1). Nothing here is trained: every
+call runs without gradients and in the towers' own dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from unigs.systems.joint.tokens import as_utf8
+
+LATENT_CHANNELS = 4
+
+
+def to_signed(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 0..255 -> float32 -1..1."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_uint8(signed: torch.Tensor) -> torch.Tensor:
+    """float -1..1 (clamped) -> uint8 0..255, rounded; the inverse of :func:`to_signed`."""
+    return ((signed.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+class FrozenTowers(nn.Module):
+    """VAE, CLIP text encoder and tokenizer, frozen.
+
+    Args:
+        vae: ``AutoencoderKL``; its config gives the pixel factor and the latent scale.
+        text_encoder: ``CLIPTextModel``.
+        tokenizer: ``CLIPTokenizer``.
+    """
+
+    def __init__(self, vae, text_encoder, tokenizer) -> None:
+        super().__init__()
+        self.vae = vae.eval().requires_grad_(False)
+        self.text_encoder = text_encoder.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+
+    def train(self, mode: bool = True) -> FrozenTowers:
+        """Stay in evaluation mode whatever the trainer says."""
+        return super().train(False)
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell along a side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pictures to scaled latents, by the posterior's mode so that a sample stays pure.
+
+        Args:
+            pixels: uint8 [B, 3, H, W] or float -1..1 of that shape; H, W multiples of ``factor``.
+
+        Returns:
+            float32 [B, 4, h, w].
+        """
+        signed = to_signed(pixels) if pixels.dtype == torch.uint8 else pixels
+        latent = self.vae.encode(signed.to(self.vae.dtype)).latent_dist.mode()
+        return latent.float() * self.vae.config.scaling_factor  # [B, 4, h, w]
+
+    @torch.no_grad()
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents [B, 4, h, w] to uint8 [B, 3, H, W]; the inverse of ``encode_pixels``."""
+        latents = latents / self.vae.config.scaling_factor
+        return to_uint8(self.vae.decode(latents.to(self.vae.dtype)).sample)  # [B, 3, H, W]
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Prompts to embeddings float32 [B, L, D], padded and cut to the text encoder's length."""
+        length = self.text_encoder.config.max_position_embeddings
+        tokens = self.tokenizer(
+            [as_utf8(text) for text in prompts], padding="max_length", max_length=length,
+            truncation=True, return_tensors="pt",
+        )  # fmt: skip
+        ids = tokens.input_ids.to(self.text_encoder.device)
+        return self.text_encoder(ids)[0].float()  # [B, L, D]

@@ -1,0 +1,215 @@
+"""``System``: what every trainable model of the house is to trainer, evaluation and command line.
+
+In: ``records.Batch`` es. Out: losses, checkpoints that hold the trained network and nothing frozen,
+and, on request, a ``Predictor``. Callbacks, evaluation and export know this noun and no system.
+``Learner`` is less: something that we train (a judge, an autoencoder) and that predicts no batch.
+Both come with the callbacks that hold docs/promises.md, whatever a config lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+
+from unigs.checkpoints import read_ema
+from unigs.promises import ExactResume, FiniteSteps, KeepRun, Preemption
+from unigs.records import TASKS, Batch, UnigsError
+from unigs.runs import Rule
+from unigs.systems.predictor import SystemPredictor
+from unigs.systems.sampling import Sampling
+
+
+class Learner(L.LightningModule):
+    """Base of all that we train."""
+
+    ON_RESUME: ClassVar[dict[str, Rule]] = {}
+    """What a change of an argument does on resume; what is not named makes another run."""
+
+    def keep_options(self, **options: Any) -> None:
+        """Keep the constructor's arguments as hyperparameters of plain values."""
+        self.save_hyperparameters({name: to_plain(value) for name, value in options.items()})
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The callbacks that every run has; one that the config lists stays the config's."""
+        kinds = (FiniteSteps, ExactResume, Preemption, KeepRun)
+        listed = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        return [kind() for kind in kinds if kind not in listed]
+
+
+@dataclass(frozen=True)  # no slots: the command line reads its fields
+class Optimizer:
+    """AdamW: linear warm-up, then constant or cosine, by optimiser step.
+
+    Args:
+        learning_rate: after warm-up.
+        warmup_steps: optimiser steps over which the rate rises linearly from 0.
+        decay_steps: optimiser steps after which a cosine has brought the rate to 0; None: constant.
+        weight_decay: of AdamW.
+        betas: of AdamW.
+    """
+
+    learning_rate: float = 1e-5
+    warmup_steps: int = 1000
+    decay_steps: int | None = None
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def rate_at(self, step: int) -> float:
+        """Share of the learning rate at an optimiser step, from 0."""
+        rise = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.decay_steps is None:
+            return rise
+        share = min(1.0, step / self.decay_steps)
+        return rise * 0.5 * (1 + float(torch.cos(torch.tensor(share * torch.pi))))
+
+
+class System(Learner):
+    """Base of our systems.
+
+    A system sets ``NETWORK``, calls :meth:`keep_options`, builds its network in
+    ``configure_model`` and defines :meth:`losses` and :meth:`make_predictor`.
+    """
+
+    NETWORK: ClassVar[str]
+    """Name of the attribute that is trained, averaged and saved."""
+
+    ON_RESUME: ClassVar[dict[str, Rule]] = {"model.optimizer": "taken", "model.sampling": "taken"}
+
+    MOVED: ClassVar[Mapping[str, str]] = {}
+    """Options that older versions saved under another name, and their dotted name now."""
+
+    optimizer: Optimizer
+    loss_weights: Mapping[str, float]
+    """Weight of each of the parts that :meth:`losses` gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strict_loading = False  # frozen parts are not in checkpoints; see on_load_checkpoint
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is trained; None before ``configure_model``."""
+        return getattr(self, self.NETWORK)
+
+    @property
+    def max_painted(self) -> int | None:
+        """Most entities of a picture that the system can tell apart; None: any number."""
+        return None
+
+    @classmethod
+    def rebuild(cls, stored: Mapping[str, Any], base: str | None, where: Path) -> System:
+        """A new module by the hyperparameters that a checkpoint keeps.
+
+        Args:
+            stored: plain values, of this version or an older one.
+            base: where the parts lie that are not in the checkpoint; None: as it says, but nothing
+                is fetched.
+            where: the checkpoint, for messages.
+        """
+        raise NotImplementedError
+
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Parts of the loss by name, float32 [B] each, without their weights."""
+        raise NotImplementedError
+
+    def make_predictor(self, sampling: Sampling | None = None) -> SystemPredictor:
+        """A predictor over the live network, without a copy.
+
+        Args:
+            sampling: what to do in another way than the model's own.
+        """
+        raise NotImplementedError
+
+    # --- steps ---
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """The weighted losses of one batch of mixed tasks; logged by part and by task."""
+        parts = self.losses(batch)  # [B] each
+        loss = sum(self.loss_weights[name] * part for name, part in parts.items()).mean()  # type: ignore[union-attr]
+        size, rows = len(batch), batch.task.tolist()  # one wait for the device, not one per log
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        for name, part in parts.items():
+            self.log(f"train/{name}", part.detach().mean(), batch_size=size)
+            for row in sorted(set(rows)):
+                mean = part.detach()[batch.task == row].mean()
+                self.log(f"train/{TASKS[row]}/{name}", mean, batch_size=rows.count(row))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same losses on the fixed validation set, averaged over the ranks."""
+        for name, part in self.losses(batch).items():
+            self.log(f"val/{name}", part.mean(), batch_size=len(batch), sync_dist=True)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Nothing by itself: ``callbacks.Evaluation`` predicts and scores."""
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        told = self.optimizer
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=told.learning_rate,
+            betas=tuple(told.betas),
+            weight_decay=told.weight_decay,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: told.rate_at(step))
+        (group,) = optimizer.param_groups
+        self._asked = {name: value for name, value in group.items() if name != "params"}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Rates, betas and weight decay are the config's, not those a checkpoint remembers."""
+        schedule: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        (group,), (share,) = schedule.optimizer.param_groups, schedule.lr_lambdas
+        rate = self._asked["initial_lr"]
+        schedule.base_lrs = [rate]
+        group.update(self._asked, lr=rate * share(schedule.last_epoch))
+
+    # --- checkpoints ---
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep frozen parts out: they are named by the options and never change."""
+        weights, prefix = checkpoint["state_dict"], f"{self.NETWORK}."
+        checkpoint["state_dict"] = {k: v for k, v in weights.items() if k.startswith(prefix)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model by name and shape; outside of fit take its average.
+
+        Raises:
+            UnigsError: a parameter is missing, unknown, or of another shape.
+        """
+        self.configure_model()
+        prefix = f"{self.NETWORK}."
+        mine = {f"{prefix}{k}": tuple(p.shape) for k, p in self.network.state_dict().items()}
+        theirs = {name: tuple(p.shape) for name, p in checkpoint["state_dict"].items()}
+        for name in sorted(mine.keys() | theirs.keys()):
+            if mine.get(name) != theirs.get(name):
+                raise UnigsError(
+                    f"expected {name} of shape {mine.get(name, 'none')} for {self.describe()}, "
+                    f"the checkpoint has {theirs.get(name, 'none')}"
+                )
+        averaged = read_ema(checkpoint)
+        if averaged and self._trainer is not None and self.trainer.state.fn != "fit":
+            checkpoint["state_dict"] = {f"{prefix}{name}": w for name, w in averaged.items()}
+
+    def describe(self) -> str:
+        """The network in a few words, for messages."""
+        return type(self).__name__
+
+
+def to_plain(value: Any) -> Any:
+    """Records and containers as values that a checkpoint may hold."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {name: to_plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(part) for part in value]
+    return value

@@ -1,0 +1,200 @@
+"""One picture and a task -> one ``TaskSample`` (spec, section 5; Algorithm 1).
+
+In: one ``Annotated`` picture and its place in the stream. Out: one ``TaskSample``, a pure function
+of (picture, options, seed, index).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unigs.records import Annotated, Entity, TaskSample, UnigsError
+from unigs.seeds import rng as seeded_rng
+from unigs.tasks.coarse_masks import draw_coarse_mask
+from unigs.tasks.recipes import RECIPES, speak_category, write_prompt
+from unigs.transforms import apply_crop, center_crop, random_crop
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """How samples are made of pictures.
+
+    Args:
+        resolution_px: side of the square a sample is cut to.
+        max_entities: at most this many are drawn for tasks that draw (paper: 4, evaluation 3).
+        negative_probability: lambda, the share of drawn referring entities that become negatives.
+        arbitrary_mask_percent: share of irregular blobs among the coarse masks (Algorithm 1).
+        extension: each side of a box moves outward by up to this part of the free space beside it.
+            The paper names an "extended box" and not its size.
+        text_dropout: share of prompts left empty, for classifier-free guidance.
+        min_area: entities under this part of the square are not drawn.
+        max_painted: at most this many entities are painted, the largest; the others' pixels are
+            unknown. None: as many as the palette of the system that is trained can tell apart.
+    """
+
+    resolution_px: int = 512
+    max_entities: int = 4
+    negative_probability: float = 0.2
+    arbitrary_mask_percent: float = 0.5
+    extension: float = 0.4
+    text_dropout: float = 0.1
+    min_area: float = 1 / 1024
+    max_painted: int | None = None
+
+    def for_evaluation(self) -> TaskOptions:
+        """The same without dropout and with at most 3 entities (Sec. 4)."""
+        return replace(self, text_dropout=0.0, max_entities=min(3, self.max_entities))
+
+
+class UnusableSample(UnigsError):
+    """The picture has nothing this task could ask for; the stream counts it and takes another."""
+
+
+def drawable_entities(annotated: Annotated, areas: np.ndarray, options: TaskOptions):
+    """Entities that can be asked for by name: single, named, and large enough in the window."""
+    least = max(1.0, options.min_area * options.resolution_px**2)
+    return [
+        e
+        for e in annotated.entities
+        if not e.is_crowd and e.category not in ("", "unknown") and areas[e.label] >= least
+    ]
+
+
+def draw_entities(annotated: Annotated, areas: np.ndarray, options: TaskOptions, rng):
+    """1 to ``max_entities`` of the drawable ones, in random order.
+
+    Raises:
+        UnusableSample: there is none.
+    """
+    choices = drawable_entities(annotated, areas, options)
+    if not choices:
+        raise UnusableSample(
+            f"expected a named entity of at least {options.min_area:.2%} of the window, "
+            f"found none of {len(annotated.entities)} in {annotated.source}/{annotated.key}"
+        )
+    count = int(rng.integers(1, min(options.max_entities, len(choices)) + 1))
+    return [choices[i] for i in rng.permutation(len(choices))[:count]]
+
+
+def split_negatives(
+    drawn: Sequence[Entity], present: set[str], vocabulary: Sequence[str], probability: float, rng
+) -> tuple[list[Entity], list[str]]:
+    """Turn some drawn entities into negatives: another name in the prompt, no place in the map.
+
+    Args:
+        drawn: the drawn entities.
+        present: spoken categories inside the coarse mask; never used as a negative.
+        vocabulary: spoken categories a negative may be named after.
+        probability: lambda, for each entity by itself.
+        rng: keyed generator.
+
+    Returns:
+        The entities to paint and the names to ask for, in prompt order.
+    """
+    absent = [name for name in vocabulary if name not in present]
+    painted, names = [], []
+    for entity in drawn:
+        if absent and rng.random() < probability:
+            names.append(absent[int(rng.integers(len(absent)))])
+        else:
+            painted.append(entity)
+            names.append(speak_category(entity.category))
+    return painted, names
+
+
+def relabel(labels: np.ndarray, entities: Sequence[Entity]) -> np.ndarray:
+    """Keep only ``entities``, numbered 1..N in the given order: int32 [H, W]."""
+    table = np.zeros(int(labels.max(initial=0)) + 1, np.int32)
+    for number, entity in enumerate(entities, 1):
+        table[entity.label] = number
+    return table.take(labels)
+
+
+def unknown_pixels(annotated: Annotated, labels: np.ndarray, unlabelled: bool) -> np.ndarray:
+    """Where the colormap's truth is not known: crowds and, if asked, unlabelled pixels; bool."""
+    crowds = [e.label for e in annotated.entities if e.is_crowd]
+    unknown = np.zeros(labels.shape, bool)
+    for label in [*crowds, 0] if unlabelled and annotated.unlabelled != "background" else crowds:
+        unknown |= labels == label  # few labels: faster than np.isin
+    return unknown
+
+
+def make_sample(
+    annotated: Annotated,
+    task: str,
+    index: int,
+    *,
+    seed: int,
+    options: TaskOptions,
+    vocabulary: Sequence[str],
+    augment: bool,
+) -> TaskSample:
+    """One sample of one task (spec, section 5).
+
+    Args:
+        annotated: the picture.
+        task: one of ``TASKS``.
+        index: its place in the stream.
+        seed: the run's seed; with ``index`` it decides every draw.
+        options: sizes and shares.
+        vocabulary: spoken category names for referring negatives.
+        augment: random window and mirror (training) or the centre (evaluation).
+
+    Raises:
+        UnusableSample: nothing to ask for in this window.
+    """
+    recipe = RECIPES[task]
+    draw = lambda purpose: seeded_rng(seed, index, purpose)
+    height, width = annotated.labels.shape
+    crop = random_crop(height, width, draw("crop")) if augment else center_crop(height, width)
+    image, labels = apply_crop(annotated, crop, options.resolution_px)
+    areas = np.bincount(labels.ravel(), minlength=len(annotated.entities) + 1)
+
+    if recipe.draws:
+        drawn = draw_entities(annotated, areas, options, draw("entities"))
+    else:
+        drawn = [e for e in annotated.entities if not e.is_crowd and areas[e.label] > 0]
+        drawn = sorted(drawn, key=lambda e: -areas[e.label])
+    if recipe.local:
+        masks = [labels == e.label for e in drawn]
+        blobs = options.arbitrary_mask_percent
+        coarse = draw_coarse_mask(masks, options.extension, blobs, draw("coarse mask"))
+    else:
+        coarse = np.ones(labels.shape, bool)
+
+    asked = [speak_category(e.category) for e in drawn]
+    ignored = np.zeros(labels.shape, bool)
+    if not recipe.draws_picture:  # the colormap is to be found, so its truth must be known
+        ignored = unknown_pixels(annotated, labels, unlabelled=not recipe.draws)
+    if recipe.negatives:
+        inside = np.unique(labels[coarse])
+        present = {speak_category(e.category) for e in annotated.entities if e.label in inside}
+        drawn, asked = split_negatives(
+            drawn, present, vocabulary, options.negative_probability, draw("negatives")
+        )
+    room = len(drawn) if options.max_painted is None else options.max_painted
+    for spare in drawn[room:]:  # more than can be painted: unknown, not background
+        ignored |= labels == spare.label
+    drawn = drawn[:room]
+    if not recipe.draws and not drawn:
+        raise UnusableSample(
+            f"expected an entity, found none in {annotated.source}/{annotated.key}"
+        )
+
+    silent = draw("text dropout").random() < options.text_dropout
+    return TaskSample(
+        key=f"{annotated.source}/{annotated.key}",
+        index=index,
+        seed=seed,
+        task=task,
+        image=image,
+        labels=relabel(labels, drawn),
+        ignored=ignored,
+        coarse_mask=coarse,
+        prompt="" if silent else write_prompt(task, asked),
+        asked=tuple(asked) if recipe.draws else (),
+        names=tuple(speak_category(e.category) for e in drawn),
+    )

@@ -1,0 +1,1 @@
+"""One function per verb of the command line; its signature is its help."""

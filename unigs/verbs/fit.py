@@ -1,0 +1,149 @@
+"""LightningCLI over our module and data: fit, validate, test and predict.
+
+Decisions that Lightning leaves to us: optimisers are the module's own; the saved config may be
+overwritten (a requeued job writes to the same folder), but not before the run owns its folder;
+samplers are never replaced; what the command line and the config say beats what a checkpoint
+remembers; ``ckpt_path: last`` is the newest whole checkpoint of this run; a rank that is left alone
+gives up after minutes; preemption has an exit code.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from torch.distributed import DistError
+
+from unigs.checkpoints import find_last
+from unigs.promises.keeping import list_folders, list_savers
+from unigs.promises.preemption import (
+    PREEMPTED_EXIT_CODE,
+    Preempted,
+    Preemption,
+    end_on_signals,
+)
+from unigs.promises.resume import describe_run
+from unigs.records import UnigsError
+
+DEFAULTS = {"trainer.use_distributed_sampler": False, "seed_everything": 0}
+
+RANK_TIMEOUT = timedelta(minutes=10)
+"""A rank waits for the others at most this long; Lightning's own is 30 minutes."""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the config once the run has its folder, not while that may belong to another."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
+
+
+class UnigsCLI(LightningCLI):
+    """LightningCLI whose command line beats the hyperparameters inside a checkpoint."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults(DEFAULTS)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let the checkpoint's hyperparameters override the user's; we do not."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if hasattr(trainer.strategy, "_timeout"):
+            trainer.strategy._timeout = RANK_TIMEOUT
+        return trainer
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("ckpt_path") == "last":
+            kwargs["ckpt_path"] = self._find_last()
+        return kwargs
+
+    def _find_last(self) -> str | None:
+        """The newest whole checkpoint of this run; says which it is, and what it passed over."""
+        trainer = self.trainer
+        for saver in list_savers(trainer):
+            saver.setup(trainer, self.model, "find")  # finds its folder
+        run = describe_run(trainer, self.model, self.datamodule)
+        if self.subcommand != "fit":  # a model may be looked at with any data
+            mine = {k: v for k, v in run.options.items() if k.startswith(("system", "model."))}
+            run = replace(run, options=mine)
+        found, skipped = find_last(list_folders(trainer), run)
+        if trainer.is_global_zero:
+            for words in skipped:
+                print(f"passed over {words}", flush=True)
+            print(
+                f"resuming from {found}" if found else "no checkpoint of this run yet", flush=True
+            )
+        return str(found) if found else None
+
+
+def make_cli(words: list[str], run: bool = True) -> UnigsCLI:
+    """Parse a training command line; run it, or only build what it names.
+
+    Args:
+        words: the command line from the verb (fit, validate, test, predict) on.
+        run: carry the verb out. False builds trainer, model and data of ``fit``.
+    """
+    options: dict[str, Any] = {
+        "subclass_mode_model": True,
+        "subclass_mode_data": True,
+        "auto_configure_optimizers": False,
+        "save_config_callback": SaveConfig,
+        "save_config_kwargs": {"overwrite": True},
+    }
+    typed = sys.argv[1:] == words  # then Lightning reads them itself, and relaunches by them
+    kind = UnigsCLI if run else _Instantiated
+    return kind(args=None if typed else words, **options)
+
+
+class _Instantiated(UnigsCLI):
+    """Stops before the verb is carried out."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        return
+
+
+def run_lightning(words: list[str]) -> int:
+    """Run one training verb.
+
+    Args:
+        words: the command line from the verb on.
+
+    Returns:
+        0, or ``PREEMPTED_EXIT_CODE`` if the run was preempted. Lightning's own launcher kills the
+        first rank as soon as a child fails, so its children then return 0.
+
+    Raises:
+        UnigsError: among others, a rank was left alone by the others.
+    """
+    end_on_signals()
+    try:
+        trainer = make_cli(words).trainer
+    except Preempted as error:
+        if not error.told:
+            print("preempted before the first step; there is nothing to save", flush=True)
+        return 0 if _is_child() else PREEMPTED_EXIT_CODE
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        raise UnigsError(
+            f"expected every rank to go on, got {str(error).splitlines()[0]}; another rank ended "
+            "or hung: look at its log. The last checkpoint is whole"
+        ) from error
+    late = any(isinstance(c, Preemption) and c.preempted for c in trainer.callbacks)  # type: ignore[attr-defined]
+    return PREEMPTED_EXIT_CODE if late and not _is_child() else 0
+
+
+def _is_child() -> bool:
+    """Whether Lightning's own launcher started this process beside a first rank."""
+    return LightningEnvironment().local_rank() > 0 and not TorchElasticEnvironment.detect()
