@@ -60,25 +60,27 @@ def shards(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> str:
     """A base folder with a very small UNet and VAE in the true layout."""
-    from unigs.systems.joint import base as module
+    from unigs.recipes.bases import make_base
+    from unigs.systems.joint.presets import PRESETS
 
     folder = tmp_path_factory.mktemp("base") / "base"
-    saved = module.PRESETS["tiny"]
+    saved = PRESETS["tiny"]
     small = {
         **saved,
         "unet": {**saved["unet"], "block_out_channels": (16, 16, 32), "attention_head_dim": 2},
     }
-    module.PRESETS["tiny"] = small
+    PRESETS["tiny"] = small
     try:
-        module.make_base(str(folder))
+        make_base(str(folder))
     finally:
-        module.PRESETS["tiny"] = saved
+        PRESETS["tiny"] = saved
     return str(folder)
 
 
 @pytest.fixture(scope="session")
 def pipeline(base):
     """A joint pipeline over the small base, with random weights in the new channels too."""
+    from unigs.codec import Palette
     from unigs.systems.joint.base import load_components
     from unigs.systems.joint.denoiser import widen_unet
     from unigs.systems.joint.pipeline import UniGSPipeline
@@ -90,7 +92,7 @@ def pipeline(base):
         torch.nn.init.normal_(weight, std=0.1)
     towers = parts.towers
     pipe = UniGSPipeline(
-        towers.vae, towers.text_encoder, towers.tokenizer, unet, parts.scheduler, palette_cells=5
+        towers.vae, towers.text_encoder, towers.tokenizer, unet, parts.scheduler, Palette(cells=5)
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

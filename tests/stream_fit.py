@@ -18,7 +18,7 @@ from unigs.plan import Plan
 from unigs.records import Annotated
 from unigs.seeds import derive_seed
 from unigs.shards import read_manifests
-from unigs.streams import StreamLoader
+from unigs.streams import StreamDataset, StreamLoader
 
 
 def make_vector(record: Annotated, task: str, index: int) -> dict:
@@ -44,9 +44,7 @@ class StreamData(L.LightningDataModule):
         sizes = {name: manifest.sizes for name, manifest in manifests.items()}
         plan = Plan(sizes, {"x": 0.7, "y": 0.3}, dict.fromkeys("xy", dict.fromkeys(sizes, 1)), 1)
         return StreamLoader(
-            manifests,
-            plan,
-            make_vector,
+            StreamDataset(manifests, plan, make_vector),
             stack,
             global_batch_size,
             steps,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import lightning as L
 import pytest
 import torch
+from builders import build_data
 
-from unigs.recipes.autoencoder import Autoencoder, edge_loss
 from unigs.codec import decode_colormap, encode_colormap
-from unigs.data import UniGSData
-from unigs.systems.joint.base import AUTOENCODER, load_vae
-from unigs.systems.joint.towers import to_signed, to_uint8
 from unigs.metrics.segmentation import EntityQuality
+from unigs.recipes.autoencoder import Autoencoder, edge_loss
 from unigs.synthetic import draw_scene, scene_seed
+from unigs.systems.joint.base import load_vae
+from unigs.systems.joint.presets import AUTOENCODER
+from unigs.systems.joint.towers import to_signed, to_uint8
 from unigs.tasks import TaskOptions
 
 
@@ -59,9 +60,9 @@ def test_edge_loss_sees_borders_and_not_levels():
 @pytest.mark.parametrize("freeze", [False, True])
 def test_training_saves_a_folder_that_loads_and_can_be_gone_on_from(shards, tmp_path, freeze):
     """With the encoder frozen the latents stay what they were, to the bit."""
-    data = UniGSData(
-        [shards], TaskOptions(32), global_batch_size=2, steps_per_epoch=1, num_workers=0,
-        val_samples_per_task=1, val_batch_size=1,
+    data = build_data(
+        shards, tasks=TaskOptions(32), global_batch_size=2, steps_per_epoch=1, num_workers=0,
+        samples_per_task=1, batch_size=1,
     )  # fmt: skip
     out = str(tmp_path / "vae")
     model = Autoencoder(

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unigs import __version__, doctor
+from unigs import __version__
 from unigs.cli import TRAINING, VERBS, find_verb, main
 from unigs.pictures import SHEET_TITLES, blend_labels, colour_labels, draw_sheet
 from unigs.records import UnigsError
+from unigs.verbs import doctor
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
@@ -47,7 +48,14 @@ def test_bad_input_ends_in_words_and_a_code(capsys, tmp_path):
 
 def test_a_misspelt_key_is_named_with_its_path(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--model=unigs.systems.joint.module.UniGS", "--model.base=x", "--model.learning_rat=1"])
+        main(
+            [
+                "fit",
+                "--model=unigs.systems.UniGS",
+                "--model.base=x",
+                "--model.optimizer.learning_rat=1",
+            ]
+        )
     assert stop.value.code == 2
     assert "learning_rat" in capsys.readouterr().err
 

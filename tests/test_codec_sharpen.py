@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from unigs.codec.sharpen import sharpen_colormap
+
 from unigs.records import UnigsError
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from builders import build_data
 
 from unigs.data import JOINT_RATIOS, UniGSData, list_names
 from unigs.records import TASKS, Batch, UnigsError
@@ -15,7 +16,7 @@ from unigs.tasks import TaskOptions
 
 def make_data(shards, **changes) -> UniGSData:
     options = {"tasks": TaskOptions(32), "global_batch_size": 8, "steps_per_epoch": 6}
-    return UniGSData([shards], **{**options, "num_workers": 0, **changes})
+    return build_data(shards, **{**options, "num_workers": 0, **changes})
 
 
 def assert_same(first: Batch, second: Batch) -> None:
@@ -49,7 +50,7 @@ def test_an_epoch_is_about_one_pass_by_default(shards):
 
 
 def test_validation_is_fixed_and_of_one_task_per_batch(shards):
-    data = make_data(shards, val_samples_per_task=3, val_batch_size=2)
+    data = make_data(shards, samples_per_task=3, batch_size=2)
     first, second = list(data.val_dataloader()), list(data.val_dataloader())
     for one, two in zip(first, second, strict=True):
         assert_same(one, two)

@@ -9,17 +9,20 @@ from diffusers.training_utils import compute_snr
 from ldm_layout import write_original
 from safetensors.torch import save_file
 
+from unigs.codec import Palette
 from unigs.data import stack_samples
-from unigs.systems.joint.base import PRESETS, load_components, make_base
-from unigs.systems.joint.denoiser import denoise, join_inputs, widen_unet
-from unigs.systems.joint.towers import (
-    Latents,
-    context_pixels,
-    encode_batch,
+from unigs.recipes.bases import make_base
+from unigs.records import TASKS, UnigsError
+from unigs.systems.joint.base import load_components
+from unigs.systems.joint.conditions import (
+    Conditions,
+    Known,
+    encode_conditions,
+    encode_training,
+    read_batch,
     shrink_mask,
-    to_signed,
-    to_uint8,
 )
+from unigs.systems.joint.denoiser import denoise, join_inputs, spread_streams, widen_unet
 from unigs.systems.joint.objective import (
     balance_sizes,
     branch_losses,
@@ -31,7 +34,8 @@ from unigs.systems.joint.objective import (
     shift_timesteps,
     snr_weights,
 )
-from unigs.records import TASKS, UnigsError
+from unigs.systems.joint.presets import PRESETS
+from unigs.systems.joint.towers import to_signed, to_uint8
 from unigs.tasks import RECIPES, TaskOptions
 
 
@@ -54,7 +58,7 @@ def components(base):
 def batch(shards):
     from unigs.data import UniGSData
 
-    data = UniGSData([shards], TaskOptions(64), num_workers=0)
+    data = UniGSData([shards], TaskOptions(64))
     dataset = data.make_dataset("train", augment=True, ratios=data.task_ratios)
     return stack_samples([dataset[i].sample for i in range(10)])
 
@@ -76,9 +80,9 @@ def test_with_no_colormap_the_widened_unet_is_the_original_bit_for_bit(channels)
     old = image if channels == 4 else torch.cat([image, mask, context], 1)
     streams = torch.cat([image, torch.zeros_like(image)], 1)
     for task in range(4):
-        latents = Latents(streams, mask, context, text, torch.full((2,), task))
+        told = Conditions(mask, context, text, torch.full((2,), task))
         with torch.no_grad():
-            new = denoise(wide, streams, steps, latents)
+            new = denoise(wide, streams, steps, told)
             expected = unet(old, steps, encoder_hidden_states=text).sample
         assert torch.equal(new[:, :4], expected)
         assert not new[:, 4:].any()
@@ -135,7 +139,7 @@ def test_one_pass_of_the_vae_gives_what_separate_passes_give(components, batch):
     original = type(towers).encode_pixels
     try:
         type(towers).encode_pixels = lambda self, x: passes.append(len(x)) or original(self, x)
-        latents = encode_batch(towers, batch)
+        conditions, streams = encode_training(towers, read_batch(batch, Palette()))
     finally:
         type(towers).encode_pixels = original
     own = sum(RECIPES[TASKS[t]].given is None for t in batch.task.tolist())
@@ -143,22 +147,45 @@ def test_one_pass_of_the_vae_gives_what_separate_passes_give(components, batch):
 
     colormap = encode_colormap(batch.labels)
     for i, row in enumerate(batch.task.tolist()):
-        known = context_pixels(
-            TASKS[row], batch.image[i : i + 1], colormap[i : i + 1], batch.coarse_mask[i : i + 1]
-        )
+        recipe = RECIPES[TASKS[row]]
+        known = to_signed((colormap if recipe.context == "colormap" else batch.image)[i : i + 1])
+        known = known * ~batch.coarse_mask[i] if recipe.context == "masked image" else known
         parts = (batch.image[i : i + 1], colormap[i : i + 1])
         z_i, z_s = (towers.encode_pixels(part) for part in parts)
-        torch.testing.assert_close(latents.streams[i, :4], z_i[0], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(latents.streams[i, 4:], z_s[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(streams[i, :4], z_i[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(streams[i, 4:], z_s[0], rtol=1e-4, atol=1e-4)
         expected = towers.encode_pixels(known)[0]
-        torch.testing.assert_close(latents.context[i], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(conditions.context[i], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_masked_image_hides_every_pixel_to_fill(batch):
-    known = context_pixels("inpainting", batch.image, None, batch.coarse_mask)
-    hole = batch.coarse_mask.expand_as(known)
-    assert not known[hole].any()
-    assert torch.equal(known[~hole], to_signed(batch.image)[~hole])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_context_is_encoded_alike_in_training_and_in_sampling(components, batch, task):
+    """Of each task alone, and of the hole nothing is seen."""
+    towers = components.towers
+    seen = []
+    encode = type(towers).encode_pixels
+    rows = (batch.task == TASKS.index(task)).nonzero()[:, 0]
+    everything = read_batch(batch, Palette())
+    conditions, _ = encode_training(towers, everything)
+    known = Known(
+        tasks=[task] * len(rows),
+        prompts=[batch.prompts[i] for i in rows],
+        image=everything.image[rows],
+        colormap=everything.colormap[rows],
+        coarse_mask=everything.coarse_mask[rows],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(towers), "encode_pixels", lambda self, x: seen.append(x) or encode(self, x)
+        )
+        alone = encode_conditions(towers, known)
+    for name in ("mask", "context", "text", "task"):
+        part = getattr(conditions, name)[rows]
+        torch.testing.assert_close(getattr(alone, name), part, rtol=1e-4, atol=1e-4)
+    if RECIPES[task].context == "masked image":
+        hole = known.coarse_mask.expand_as(seen[0])
+        assert not seen[0][hole].any()
+        assert torch.equal(seen[0][~hole], to_signed(known.image)[~hole])
 
 
 def test_noise_and_timestep_depend_on_seed_and_index_alone():
@@ -269,10 +296,14 @@ def test_shifted_timesteps_have_their_noise_level_raised_and_keep_their_order():
 
 
 def test_given_streams_are_those_of_table_2():
-    given = given_streams(torch.arange(4))[:, :, 0, 0]
+    given = given_streams(torch.arange(4))
+    channels = spread_streams(given)[..., 0, 0]
     for row, task in enumerate(TASKS):
-        assert given[row, :4].all() == (RECIPES[task].given == "image")
-        assert given[row, 4:].all() == (RECIPES[task].given == "colormap")
+        assert given[row].tolist() == [
+            RECIPES[task].given == kind for kind in ("image", "colormap")
+        ]
+        assert torch.equal(channels[row, :4], given[row, :1].expand(4))
+        assert torch.equal(channels[row, 4:], given[row, 1:].expand(4))
 
 
 def test_a_base_is_never_overwritten_and_a_wrong_one_is_named(tmp_path, base):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unigs.callbacks import PREEMPTED_EXIT_CODE
+from unigs.promises import PREEMPTED_EXIT_CODE
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from unigs.records import UnigsError, UnigsWarning
 from unigs.systems.joint import base as bases
 from unigs.systems.joint.base import (
     load_components,
@@ -25,12 +26,12 @@ from unigs.systems.joint.base import (
     resolve_prediction_type,
 )
 from unigs.systems.joint.folders import write_digests
+from unigs.systems.joint.pipeline import UniGSPipeline
+from unigs.systems.joint.predictor import JointPredictor
 from unigs.systems.joint.single import check_kind, read_pickle, read_weights
 from unigs.systems.joint.tokens import write_small_tokenizer
+from unigs.systems.load import load_system
 from unigs.weights import find_not_finite
-from unigs.verbs.export import load_checkpoint, save_pipeline
-from unigs.systems.joint.pipeline import UniGSPipeline
-from unigs.records import UnigsError, UnigsWarning
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
 WEIGHTS = {
@@ -147,7 +148,7 @@ def test_weights_beyond_half_precision_are_refused_and_the_old_pipeline_stays(sa
     pipe = UniGSPipeline.load(str(saved))
     pipe.unet.conv_in.weight.data[0, 0, 0, 0] = 1e6
     with pytest.raises(UnigsError, match=r"conv_in\.weight.*half precision"):
-        save_pipeline(pipe, str(target), half=True)
+        JointPredictor(pipe).save(str(target), half=True)
     UniGSPipeline.load(str(target))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -214,9 +215,14 @@ def test_a_folder_of_before_the_digests_loads_with_a_note(copy):
 @pytest.mark.parametrize(
     "change",
     [
-        {"palette": "rainbow"}, {"palette_cells": "5"}, {"palette_cells": True},
-        {"palette_cells": 10**9}, {"palette": "scaled", "palette_cells": 11}, {"sharpen": 1},
-        {"given_stream": "both"}, {"palette": ["location"]}, {"colour": "red"},
+        {"palette": {"kind": "rainbow"}}, {"palette": {"cells": "5"}}, {"palette": {"cells": True}},
+        {"palette": {"cells": 10**9}}, {"palette": {"kind": "scaled", "cells": 11}},
+        {"palette": {"kind": ["location"]}}, {"palette": {"colour": "red"}}, {"palette": 5},
+        {"sampling": {"all": {"guided_filter": 1}}}, {"sampling": {"dance": {}}},
+        {"sampling": {"all": {"given_stream": "both"}}}, {"sampling": {"all": {"steps": 3}}},
+        {"sampling": {"entity": {"num_inference_steps": 0}}}, {"sampling": 3}, {"colour": "red"},
+        {"palette": "rainbow", "palette_cells": 5}, {"palette": "scaled", "palette_cells": 11},
+        {"sharpen": 1}, {"given_stream": "both"},
         {"unet": ["os", "system"]}, {"tokenizer": None}, {"_class_name": "Other"},
         {"feature_extractor": ["transformers", "X"]},
     ],
@@ -247,7 +253,7 @@ def test_configs_that_do_not_fit_are_refused(copy, file, change):
 
 
 def test_a_bases_own_prediction_type_is_taken_unless_another_is_given(copied_base):
-    from unigs.systems.joint.module import UniGS
+    from unigs.systems import UniGS
 
     path = copied_base / "scheduler" / "scheduler_config.json"
     edit(path, prediction_type="v_prediction")
@@ -378,25 +384,30 @@ def test_a_checkpoint_that_is_none_is_refused_in_words(tmp_path):
     for data in (b"", whole[: len(whole) // 2], POINTER.encode(), b"\x80\x02}.", b"PK\x03\x04"):
         path.write_bytes(data)
         with pytest.raises(UnigsError, match=r"a\.ckpt"):
-            load_checkpoint(str(path))
+            load_system(str(path))
     for content in ([1], {"state_dict": {}}, {"hyper_parameters": 1, "state_dict": {}}):
         torch.save(content, path)
         with pytest.raises(UnigsError, match=r"a\.ckpt"):
-            load_checkpoint(str(path))
+            load_system(str(path))
 
 
 def test_a_checkpoint_with_weights_or_settings_of_others_is_refused(base, tmp_path):
     path = tmp_path / "a.ckpt"
-    for settings in ({"base": base}, {"base": base, "colour": 1}, {"base": base, "seed": {}}, {}):
+    for settings in (
+        {"base": base},
+        {"base": base, "colour": 1},
+        {"base": base, "palette": {"kind": 3}},
+        {},
+    ):
         with pytest.raises(UnigsError, match=r"a\.ckpt|shape"):
-            load_checkpoint(write_checkpoint(path, hyper_parameters=settings))
+            load_system(write_checkpoint(path, hyper_parameters=settings))
 
 
 @pytest.mark.parametrize("named", ["org/name", "hub:org/name", "runs/gone", "/dev/zero", 7, None])
 def test_a_checkpoints_base_is_never_fetched(no_network, tmp_path, named):
     path = write_checkpoint(tmp_path / "a.ckpt", hyper_parameters={"base": named})
     with pytest.raises(UnigsError):
-        load_checkpoint(path)
+        load_system(path)
 
 
 # --- names ---------------------------------------------------------------------------------------

@@ -12,17 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
-from unigs.systems.joint.tokens import find_cut
 from unigs.pictures import draw_sheet
 from unigs.records import TASKS, UnigsError, UnigsWarning, show
 from unigs.report import write_report
-from unigs.verbs.request import check_request, read_mask, read_request, understand_mask
+from unigs.systems.joint.tokens import find_cut
+from unigs.systems.sampling import Sampling
 from unigs.tasks import RECIPES, write_prompt
+from unigs.verbs.request import check_request, read_mask, read_request, understand_mask
 
 SIZE = (40, 56)
 HOLE = np.zeros(SIZE, bool)
 HOLE[8:24, 16:40] = True
-FAST = {"steps": 1, "seed": 0}
+FAST = {"sampling": Sampling(num_inference_steps=1)}
 
 
 def paint(hole: float, rest: float, dtype: type = np.uint8) -> np.ndarray:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from unigs.systems.joint.base import make_base
-from unigs.verbs.fit import make_cli
+from unigs.recipes.bases import make_base
 from unigs.shards import write_shards
 from unigs.synthetic import write_datasets
+from unigs.verbs.fit import make_cli
 
 JOINT = Path(__file__).parents[1] / "configs" / "joint.yaml"
 
@@ -25,8 +25,8 @@ def test_one_optimiser_step_of_the_full_joint_model(tmp_path, monkeypatch):
     changes = {
         "model.base": tmp_path / "base",
         "data.shards": f"[{tmp_path / 'shards'}]",
-        "data.global_batch_size": 1,
-        "data.num_workers": 0,
+        "data.loading.global_batch_size": 1,
+        "data.loading.num_workers": 0,
         "trainer.accelerator": "cpu",
         "trainer.devices": 1,
         "trainer.precision": "32-true",

@@ -15,10 +15,10 @@ import pytest
 from fuzz import fuzz_seconds, mutate_bytes, mutate_text, run_bounded
 
 from unigs.annotations import find_sources
-from unigs.verbs.inspect import format_tally, tally_source
 from unigs.records import Skips, UnigsError
 from unigs.shards.samples import encode_sample
 from unigs.synthetic import write_datasets
+from unigs.verbs.inspect import format_tally, tally_source
 
 pytestmark = pytest.mark.slow
 

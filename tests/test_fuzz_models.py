@@ -23,10 +23,10 @@ import pytest
 import torch
 from PIL import Image
 
-from unigs.systems.joint.base import load_components
-from unigs.verbs.export import load_checkpoint
-from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.records import UnigsError
+from unigs.systems.joint.base import load_components
+from unigs.systems.joint.pipeline import UniGSPipeline
+from unigs.systems.load import load_system
 from unigs.verbs.request import understand_mask
 
 pytestmark = pytest.mark.slow
@@ -176,6 +176,6 @@ def test_damaged_checkpoints_are_refused_in_words(base, pipeline, tmp_path):
         path.write_bytes(mutate_bytes(data, rng, head=rng.choice((2000, 40_000))))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            load_checkpoint(str(path))
+            load_system(str(path))
 
     try_mutants(attempt, "checkpoints")

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from unigs.annotations import find_sources
-from unigs.verbs.inspect import draw_pair, inspect_data, paint_overlay, spread, tally_source
 from unigs.records import Skips, UnigsError
 from unigs.synthetic import write_datasets
+from unigs.verbs.inspect import draw_pair, inspect_data, paint_overlay, spread, tally_source
 
 
 @pytest.fixture(scope="module")

@@ -9,24 +9,24 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from builders import build_data
 
-from unigs.data import UniGSData, list_names
+from unigs.data import HeldOut, list_names
 from unigs.evaluation.judging import Judges, count_recognised, judge_batch
 from unigs.evaluation.predictors import EmptyFloor, Oracle, RandomFloor
-from unigs.evaluation.protocol import InputLoader
+from unigs.evaluation.protocol import InputLoader, Inputs
 from unigs.evaluation.results import summarise_rows
-from unigs.recipes.judge import UNKNOWN, Judge, balanced_loss, paint_classes, rate_classes
 from unigs.metrics.segmenter import Segments, SemanticSegmenter, load_segmenter
+from unigs.recipes.judge import UNKNOWN, Judge, balanced_loss, paint_classes, rate_classes
 from unigs.records import TASKS, Batch, Prediction
 from unigs.tasks import TaskOptions
 
-PLAIN = TaskOptions(64, palette_cells=5, min_area=1 / 256, arbitrary_mask_percent=0.0)
+PLAIN = TaskOptions(64, max_painted=25, min_area=1 / 256, arbitrary_mask_percent=0.0)
 """Whole boxes and no entity too small to count: an entity always lies inside its coarse mask."""
 
 
 def make_data(shards, **options):
-    common = {"num_workers": 0, "val_batch_size": 4, "seed": 3}
-    return UniGSData([shards], PLAIN, **common | options)
+    return build_data(shards, tasks=PLAIN, num_workers=0, seed=3, **options)
 
 
 class Knows:
@@ -44,7 +44,7 @@ class Knows:
 def judge_all(data, task, rename, predictor):
     """Figures of a perfect segmenter that calls every asked category by another name."""
     rows = []
-    for batch, _ in InputLoader(data, 12, [task]):
+    for batch, _ in InputLoader(Inputs(data, HeldOut("val", 12, 4)), [task]):
         names = [[rename(name, mine) for name in mine] for mine in batch.names]
         rows += judge_batch(Judges(segmenter=Knows(batch, names)), batch, predictor(batch))
     return summarise_rows(rows)
@@ -168,9 +168,9 @@ def test_class_figures_equal_scikit_learns():
 
 
 def test_training_saves_a_folder_that_judges_as_it_was_trained(shards, tmp_path):
-    data = UniGSData(
-        [shards], PLAIN, task_ratios={"entity": 1.0}, global_batch_size=2, steps_per_epoch=1,
-        num_workers=0, val_samples_per_task=2, val_batch_size=2,
+    data = build_data(
+        shards, tasks=PLAIN, task_ratios={"entity": 1.0}, global_batch_size=2, steps_per_epoch=1,
+        num_workers=0, samples_per_task=2, batch_size=2,
     )  # fmt: skip
     judge = Judge(total_steps=2, width=8, out=str(tmp_path / "judge"))
     trainer = L.Trainer(

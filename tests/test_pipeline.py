@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 
-from unigs.codec import encode_colormap
-from unigs.systems.joint.objective import draw_noise
-from unigs.systems.joint.pipeline import UniGSPipeline, fit_size, make_sampler, resize_labels, resize_pixels
+from unigs.codec import Palette, encode_colormap
 from unigs.records import TASKS, UnigsError
+from unigs.systems.joint.objective import draw_noise
+from unigs.systems.joint.pipeline import UniGSPipeline, fit_size, resize_labels, resize_pixels
+from unigs.systems.joint.sampler import make_solver, sample_streams
+from unigs.systems.sampling import Sampling
 
-ONCE = {"guidance": 1.0, "entity_guidance": 1.0}  # one pass a step
-FAST = {"steps": 2, **ONCE}
+PALETTE = Palette(cells=5)
+ONCE = {"guidance_scale": 1.0, "entity_guidance_scale": 1.0}  # one pass a step
+FAST = {"num_inference_steps": 2, **ONCE}
+FIELDS = {field.name for field in fields(Sampling)}
+
+
+def run(pipeline, task, **call):
+    """A call whose options of sampling stand beside its inputs."""
+    how = {name: call.pop(name) for name in list(call) if name in FIELDS}
+    return pipeline(task, **call, sampling=Sampling(**how))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +55,7 @@ def conditions(task: str, inputs: dict) -> dict:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("given_stream", ["denoise", "clamp"])
 def test_every_task_answers_at_the_size_of_its_input(pipeline, inputs, task, given_stream):
-    out = pipeline(task, **conditions(task, inputs), given_stream=given_stream, **FAST)
+    out = run(pipeline, task, **conditions(task, inputs), given_stream=given_stream, **FAST)
     assert out.image.shape == out.colormap.shape == (2, 3, 48, 70)
     assert out.labels.shape == (2, 48, 70)
     for labels, scores in zip(out.labels, out.scores, strict=True):
@@ -57,11 +69,12 @@ def test_every_task_answers_at_the_size_of_its_input(pipeline, inputs, task, giv
 def test_the_picture_sharpens_masks_only_where_it_is_given(pipeline, inputs, task, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "unigs.systems.joint.pipeline.sharpen_colormap",
+        "unigs.systems.joint.pipeline.filter_colormap",
         lambda colormap, image: seen.append(image) or torch.zeros_like(colormap),
     )
     plain, sharp = (
-        pipeline(task, **conditions(task, inputs), sharpen=way, **FAST) for way in (None, True)
+        run(pipeline, task, **conditions(task, inputs), guided_filter=way, **FAST)
+        for way in (None, True)
     )
     assert torch.equal(plain.colormap, sharp.colormap)
     if task in ("referring", "entity"):
@@ -77,12 +90,13 @@ def test_an_ensemble_averages_colormaps_of_its_noises_where_the_picture_is_given
     pipeline, inputs, task, monkeypatch
 ):
     fitting = {name: value[..., :48, :64] for name, value in inputs.items()}
-    alone = pipeline(task, **conditions(task, fitting), **FAST)
-    members, sample = [], pipeline._sample
+    alone = run(pipeline, task, **conditions(task, fitting), **FAST)
+    members = []
     monkeypatch.setattr(
-        pipeline, "_sample", lambda *args: members.append(sample(*args)) or members[-1]
+        "unigs.systems.joint.pipeline.sample_streams",
+        lambda *args: members.append(sample_streams(*args)) or members[-1],
     )
-    out = pipeline(task, **conditions(task, fitting), ensemble_size=3, **FAST)
+    out = run(pipeline, task, **conditions(task, fitting), ensemble_size=3, **FAST)
     if task in ("inpainting", "synthesis"):
         assert len(members) == 1
         assert torch.equal(out.image, alone.image)
@@ -95,12 +109,12 @@ def test_an_ensemble_averages_colormaps_of_its_noises_where_the_picture_is_given
 
 
 def test_known_pixels_are_kept(pipeline, inputs):
-    out = pipeline("inpainting", **conditions("inpainting", inputs), **FAST)
+    out = run(pipeline, "inpainting", **conditions("inpainting", inputs), **FAST)
     keep = ~inputs["coarse_mask"].expand(2, 3, 48, 70)
     assert torch.equal(out.image[keep], inputs["image"][keep])
     assert not torch.equal(out.image, inputs["image"])
     for task in ("referring", "entity"):
-        out = pipeline(task, **conditions(task, inputs), **FAST)
+        out = run(pipeline, task, **conditions(task, inputs), **FAST)
         assert torch.equal(out.image, inputs["image"])
 
 
@@ -108,8 +122,8 @@ def test_clamping_returns_the_known_stream(pipeline, inputs):
     """The clamped colormap of a synthesis is the given one, through the VAE."""
     labels = torch.zeros(1, 64, 64, dtype=torch.int32)
     labels[:, 8:40, 8:50] = 1
-    out = pipeline("synthesis", labels=labels, prompt="x", given_stream="clamp", **FAST)
-    painted = encode_colormap(labels, cells=5)
+    out = run(pipeline, "synthesis", labels=labels, prompt="x", given_stream="clamp", **FAST)
+    painted = encode_colormap(labels, PALETTE)
     expected = pipeline.towers.decode_latents(pipeline.towers.encode_pixels(painted))
     torch.testing.assert_close(out.colormap, expected, rtol=0, atol=1)
 
@@ -117,22 +131,25 @@ def test_clamping_returns_the_known_stream(pipeline, inputs):
 @pytest.mark.parametrize("palette", ["gradient", "random"])
 def test_a_model_of_another_palette_paints_and_decodes_with_it(pipeline, palette):
     """Clamped, a synthesis gives its own colormap back, through the VAE."""
-    other = UniGSPipeline(**pipeline.components, palette_cells=5, palette=palette)
+    palette = Palette(palette, 5)
+    other = UniGSPipeline(**pipeline.components, palette=palette)
     labels = torch.zeros(1, 64, 64, dtype=torch.int32)
     labels[:, 8:40, 8:50] = 1
-    out = other("synthesis", labels=labels, prompt="x", given_stream="clamp", indices=[3], **FAST)
-    painted = encode_colormap(labels, cells=5, assignment=palette, seeds=[3])
+    out = run(
+        other, "synthesis", labels=labels, prompt="x", given_stream="clamp", indices=[3], **FAST
+    )
+    painted = encode_colormap(labels, palette, seeds=[3])
     expected = other.towers.decode_latents(other.towers.encode_pixels(painted))
     torch.testing.assert_close(out.colormap, expected, rtol=0, atol=1)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "unipc"])
 def test_noise_belongs_to_seed_and_index_not_to_the_batch(pipeline, inputs, solver):
-    both = pipeline("entity", image=inputs["image"], indices=[5, 9], solver=solver, **FAST)
-    alone = pipeline("entity", image=inputs["image"][1:], indices=[9], solver=solver, **FAST)
+    both = run(pipeline, "entity", image=inputs["image"], indices=[5, 9], solver=solver, **FAST)
+    alone = run(pipeline, "entity", image=inputs["image"][1:], indices=[9], solver=solver, **FAST)
     close = (both.colormap[1].int() - alone.colormap[0].int()).abs() <= 1
     assert close.float().mean() > 0.99
-    other = pipeline("entity", image=inputs["image"][1:], indices=[10], solver=solver, **FAST)
+    other = run(pipeline, "entity", image=inputs["image"][1:], indices=[10], solver=solver, **FAST)
     assert not torch.equal(other.colormap, alone.colormap)
 
 
@@ -140,7 +157,14 @@ def test_entities_guide_only_where_they_are_given(pipeline, inputs):
     for task in TASKS:
         call = conditions(task, inputs)
         plain, guided = (
-            pipeline(task, **call, steps=2, guidance=1.0, entity_guidance=scale).image
+            run(
+                pipeline,
+                task,
+                **call,
+                num_inference_steps=2,
+                guidance_scale=1.0,
+                entity_guidance_scale=scale,
+            ).image
             for scale in (1.0, 4.0)
         )
         assert torch.equal(plain, guided) == (task != "synthesis")
@@ -149,17 +173,17 @@ def test_entities_guide_only_where_they_are_given(pipeline, inputs):
 def test_export_and_reload_give_the_same_output(pipeline, inputs, tmp_path):
     pipeline.save_pretrained(tmp_path)
     again = UniGSPipeline.load(str(tmp_path))
-    first = pipeline("entity", image=inputs["image"], **FAST)
-    second = again("entity", image=inputs["image"], **FAST)
+    first = run(pipeline, "entity", image=inputs["image"], **FAST)
+    second = run(again, "entity", image=inputs["image"], **FAST)
     assert torch.equal(first.colormap, second.colormap)
-    assert again.config.palette_cells == 5
+    assert again.palette == PALETTE
     assert not list(tmp_path.rglob("*.bin"))
     UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet")  # loads without our code
 
 
 def test_samplers_start_at_the_last_training_step(pipeline):
     for solver in ("ddim", "unipc"):
-        sampler = make_sampler(pipeline.scheduler, solver)
+        sampler = make_solver(pipeline.scheduler, solver, 5)
         sampler.set_timesteps(5)
         assert int(sampler.timesteps[0]) == 999
 
@@ -188,14 +212,14 @@ def test_resizing_to_the_same_size_changes_nothing(inputs):
         ("inpainting", {"coarse_mask": None, "prompt": "x"}, "coarse_mask"),
         ("referring", {"prompt": None}, "expected a prompt"),
         ("entity", {"image": torch.zeros(2, 3, 8, 8)}, "uint8"),
-        ("entity", {"steps": 7, "solver": "ddim"}, "divide 1000"),
+        ("entity", {"num_inference_steps": 7, "solver": "ddim"}, "divide 1000"),
         ("entity", {"ensemble_size": 0}, "1 or more, got 0"),
     ],
 )
 def test_bad_calls_are_refused_in_words(pipeline, inputs, task, changes, words):
     call = {**inputs, **FAST, **changes}
     with pytest.raises(UnigsError, match=words):
-        pipeline(task, **call)
+        run(pipeline, task, **call)
 
 
 def test_a_folder_without_a_pipeline_and_a_stock_pipeline_are_refused(tmp_path, base):
@@ -215,7 +239,7 @@ def watch_passes(pipeline, **call):
 
     hook = pipeline.unet.register_forward_hook(keep, with_kwargs=True)
     try:
-        pipeline("synthesis", prompt="x", **call)
+        run(pipeline, "synthesis", prompt="x", **call)
     finally:
         hook.remove()
     return seen
@@ -224,8 +248,10 @@ def watch_passes(pipeline, **call):
 def test_a_clamped_stream_is_its_renoised_truth_at_every_step(pipeline):
     labels = torch.zeros(1, 64, 64, dtype=torch.int32)
     labels[:, 8:40, 8:50] = 1
-    seen = watch_passes(pipeline, labels=labels, given_stream="clamp", steps=3, **ONCE)
-    truth = pipeline.towers.encode_pixels(encode_colormap(labels, cells=5))
+    seen = watch_passes(
+        pipeline, labels=labels, given_stream="clamp", num_inference_steps=3, **ONCE
+    )
+    truth = pipeline.towers.encode_pixels(encode_colormap(labels, PALETTE))
     noise = draw_noise(0, [0], (8, *truth.shape[-2:]), "sampling")[:, 4:]
     assert len(seen) == 3
     for joined, step, *_ in seen:
@@ -244,11 +270,16 @@ def test_guidance_leads_away_from_no_words_and_from_no_entities(
     monkeypatch.setattr(
         DDIMScheduler, "step", lambda *args, **kw: estimates.append(args[1]) or step(*args, **kw)
     )
-    call = {"labels": labels, "given_stream": given_stream, "steps": 2, "solver": "ddim"}
-    seen = watch_passes(pipeline, guidance=5, entity_guidance=3, **call)
+    call = {
+        "labels": labels,
+        "given_stream": given_stream,
+        "num_inference_steps": 2,
+        "solver": "ddim",
+    }
+    seen = watch_passes(pipeline, guidance_scale=5.0, entity_guidance_scale=3.0, **call)
     encode = pipeline.towers.encode_pixels
-    painted = encode(encode_colormap(labels, cells=5))
-    empty = encode(encode_colormap(torch.zeros_like(labels), cells=5))
+    painted = encode(encode_colormap(labels, PALETTE))
+    empty = encode(encode_colormap(torch.zeros_like(labels), PALETTE))
     noise = draw_noise(0, [0], (8, *empty.shape[-2:]), "sampling")[:, 4:]
     assert len(seen) == 6
     for place, (joined, t, words, _) in enumerate(seen):
@@ -268,5 +299,6 @@ def test_guidance_leads_away_from_no_words_and_from_no_entities(
 def test_a_pass_that_weighs_nothing_is_not_made(pipeline, scales, passes):
     labels = torch.ones(1, 64, 64, dtype=torch.int32)
     words, entities = scales
-    seen = watch_passes(pipeline, labels=labels, steps=1, guidance=words, entity_guidance=entities)
+    scales = {"guidance_scale": float(words), "entity_guidance_scale": float(entities)}
+    seen = watch_passes(pipeline, labels=labels, num_inference_steps=1, **scales)
     assert len(seen) == passes

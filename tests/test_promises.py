@@ -14,18 +14,19 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from builders import build_data
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from unigs.callbacks import EMA, FiniteSteps, Preempted, Preemption
-from unigs.promises.resume import TRAINER_RULES, describe_run
 from unigs.checkpoints import NotFinite, find_last, read_checkpoint
 from unigs.data import UniGSData
 from unigs.locks import FolderBusy, lock_folder
+from unigs.promises.resume import TRAINER_RULES, describe_run
 from unigs.records import UnigsError
 from unigs.runs import OtherRun
 from unigs.streams import LoaderStuck
+from unigs.systems import UniGS
 from unigs.tasks import TaskOptions
-from unigs.systems.joint.module import UniGS
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -43,14 +44,14 @@ def _fast(monkeypatch):
 
 def make_data(shards: str, **changes) -> UniGSData:
     options = {
-        "tasks": TaskOptions(32, palette_cells=3),
+        "tasks": TaskOptions(32, max_painted=9),
         "global_batch_size": 4,
         "steps_per_epoch": STEPS_PER_EPOCH,
         "num_workers": 0,
-        "val_samples_per_task": 2,
-        "val_batch_size": 1,
+        "samples_per_task": 2,
+        "batch_size": 1,
     }
-    return UniGSData([shards], **{**options, **changes})
+    return build_data(shards, **{**options, **changes})
 
 
 class Seen(Callback):
@@ -382,9 +383,9 @@ def resume_with(shards, folder, data=None, model=None, **changes):
         ("data.mixture", {"task_ratios": {"entity": 1.0}}),
         ("data.mixture", {"window_shards": 3}),
         ("data.manifests", {"train_split": "val"}),
-        ("data.tasks.resolution_px", {"tasks": TaskOptions(40, palette_cells=3)}),
-        ("data.tasks.palette_cells", {"tasks": TaskOptions(32, palette_cells=4)}),
-        ("data.tasks.negative_probability", {"tasks": TaskOptions(32, 4, 0.5, palette_cells=3)}),
+        ("data.tasks.resolution_px", {"tasks": TaskOptions(40, max_painted=9)}),
+        ("data.tasks.max_painted", {"tasks": TaskOptions(32, max_painted=16)}),
+        ("data.tasks.negative_probability", {"tasks": TaskOptions(32, 4, 0.5, max_painted=9)}),
     ],
 )
 def test_what_would_be_another_run_is_refused_by_name(shards, tmp_path, name, changes):
@@ -428,8 +429,8 @@ def test_the_page_says_of_every_option_what_a_change_does(shards):
         table[rule] += names
     for name, rule in rules.items():
         assert f"`{name}`" in table[rule], name
-    options, _ = describe_run(make_trainer(Path("none")), UniGS("base"), make_data(shards))
-    for name in options:
+    run = describe_run(make_trainer(Path("none")), UniGS("base"), make_data(shards))
+    for name in run.options:
         group = name.rpartition(".")[0]
         rule = rules.get(name, "refused")
         assert f"`{name}`" in table[rule] or f"`{group}.*`" in table[rule], name

@@ -21,7 +21,7 @@ import unigs.remote
 from unigs.plan import Plan
 from unigs.remote import Cache, RemoteError
 from unigs.shards import ShardError, read_manifests, verify_shards
-from unigs.streams import StreamLoader
+from unigs.streams import StreamDataset, StreamLoader
 
 STALL_S = 20
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -117,7 +117,7 @@ def run_stream(root, cache=None, **options) -> list:
     sizes = {name: manifest.sizes for name, manifest in manifests.items()}
     plan = Plan(sizes, {"x": 1}, {"x": dict.fromkeys(sizes, 1)}, 1, window_shards=2)
     options = {"global_batch_size": 8, "steps_per_epoch": 12, **options}
-    return list(StreamLoader(manifests, plan, make_tensor, stack, **options))
+    return list(StreamLoader(StreamDataset(manifests, plan, make_tensor), stack, **options))
 
 
 def pick_shard(root: Path) -> tuple[str, str, int]:

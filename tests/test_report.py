@@ -6,23 +6,24 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from jsonargparse import auto_cli
 from PIL import Image
 
-from unigs.evaluation.run import evaluate_models
 from unigs.records import UnigsError
 from unigs.report import PAPER, draw_svg, write_report
+from unigs.verbs.evaluate import Scenes, evaluate_models
 
-OPTIONS = {"samples_per_task": 4, "resolution_px": 64, "batch_size": 4, "num_workers": 0}
+SCENES = Scenes(samples_per_task=4, resolution_px=64, batch_size=4, num_workers=0)
 
 
 @pytest.fixture(scope="module")
 def report(shards, tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
-    evaluate_models(["oracle", "floor-empty", "floor-random"], [shards], str(out), **OPTIONS)
+    evaluate_models(["oracle", "floor-empty", "floor-random"], [shards], str(out), SCENES)
     return out
 
 
@@ -34,7 +35,7 @@ def test_numbers_stand_beside_the_papers(report):
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1:4] == [f"{entity[name]:.3f}" for name in ("miou", "recall", "ap")]
     assert "| CropFormer (paper) | 0.664 | 0.727 | 0.449 |" in text
-    assert "pass --inception_weights FILE" in text
+    assert "pass --judges.inception_weights FILE" in text
     for table in PAPER:
         assert table.title in text
         assert all(len(values) <= len(table.columns) for _, values in table.rows)
@@ -55,7 +56,7 @@ def test_the_page_needs_nothing_outside_of_itself(report):
 
 
 def test_results_of_other_inputs_are_not_put_side_by_side(report, shards, tmp_path):
-    evaluate_models(["oracle"], [shards], str(tmp_path), **OPTIONS | {"seed": 1})
+    evaluate_models(["oracle"], [shards], str(tmp_path), replace(SCENES, seed=1))
     with pytest.raises(UnigsError, match="same inputs"):
         write_report(tmp_path, [report / "oracle", tmp_path / "oracle"])
     with pytest.raises(UnigsError, match=r"results\.json"):
@@ -81,7 +82,7 @@ def test_curves_end_where_their_values_are():
 def test_the_signature_is_the_command_line(shards, tmp_path):
     words = ["--models", '["floor-empty"]', "--shards", json.dumps([shards]), "--out"]
     words += [str(tmp_path), "--samples_per_task=2", "--resolution_px=64", "--num_workers=0"]
-    auto_cli(evaluate_models, args=[*words, "--tasks", '["entity"]'], as_positional=False)
+    auto_cli(evaluate_models, args=[*words, "--scenes.tasks", '["entity"]'], as_positional=False)
     assert "**floor-empty**" in (tmp_path / "report.md").read_text()
     with pytest.raises(UnigsError, match=r"model_index\.json"):
         auto_cli(evaluate_models, args=[*words, '--models=["nowhere"]'], as_positional=False)

@@ -12,16 +12,19 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from unigs import sample
 from unigs.cli import main
 from unigs.records import TASKS, UnigsError
-from unigs.verbs.request import number_entities, read_pixels, read_request, read_values
 from unigs.synthetic.scenes import THING_IDS
+from unigs.systems.joint.pipeline import UniGSPipeline
+from unigs.systems.sampling import Sampling
 from unigs.tasks import RECIPES, write_prompt
+from unigs.verbs import sample
+from unigs.verbs.request import number_entities, read_pixels, read_request, read_values
 
-LOAD = sample.UniGSPipeline.load
+LOAD = UniGSPipeline.load
 ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 48, 70
+STEPS = "--sampling.num_inference_steps"
 NAMES = ["--names", "[star, zebra crossing]"]  # the small tokenizer knows no zebra
 OPTIONS = {
     "inpainting": ["--image", "photo.png", "--mask", "mask.png", *NAMES],
@@ -42,7 +45,7 @@ def folder(pipeline, tmp_path_factory) -> str:
 def _load_once():
     """One load serves all runs: nothing of a run stays in a pipeline."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample.UniGSPipeline, "load", cache(LOAD))
+        patch.setattr(UniGSPipeline, "load", cache(LOAD))
         yield
 
 
@@ -67,7 +70,7 @@ def draw_labels() -> np.ndarray:
 
 
 def run(folder: str, task: str, out: str, *more: str) -> int:
-    words = ["sample", "--task", task, "--out", out, "--pipeline", folder, "--steps", "1"]
+    words = ["sample", "--task", task, "--out", out, "--pipeline", folder, STEPS, "1"]
     return main([*words, *OPTIONS[task], *more])
 
 
@@ -115,7 +118,7 @@ def test_inpainting_changes_the_hole_alone_and_segmenting_nothing(folder, files)
 
 def test_a_seed_decides_every_byte(folder, files):
     for out, seed in (("one", "3"), ("two", "3"), ("other", "4")):
-        assert run(folder, "synthesis", out, "--seed", seed) == 0
+        assert run(folder, "synthesis", out, "--sampling.seed", seed) == 0
     read = lambda out: {path.name: path.read_bytes() for path in (files / out).iterdir()}
     assert read("one") == read("two")
     assert read("one")["image.png"] != read("other")["image.png"]
@@ -164,7 +167,7 @@ def test_a_long_photo_keeps_its_size_and_gets_a_small_sheet(folder, files, monke
     keep = lambda titles, rows, px: tiles.extend(rows[0][1]) or draw(titles, rows, px)
     monkeypatch.setattr(sample, "draw_sheet", keep)
     Image.new("RGB", (900, 300), "teal").save("photo.png")
-    assert run(folder, "referring", "out", "--resolution_px", "16") == 0
+    assert run(folder, "referring", "out", "--sampling.processing_resolution", "16") == 0
     assert Image.open("out/labels.png").size == (900, 300)
     assert {tile.shape for tile in tiles} == {(3, 43, 128)}
 
@@ -180,8 +183,7 @@ BAD = {
     "too many": ("synthesis", ["--labels", "photo.png"], "at most 25 values.*photo.png"),
     "ignored": ("entity", ["--mask", "mask.png"], "no --mask for entity"),
     "both": ("inpainting", ["--prompt", "x"], "got both"),
-    "steps": ("entity", ["--steps", "0"], "1 to 1000 steps, got 0"),
-    "size": ("entity", ["--resolution_px", "0"], "pixels, got 0"),
+    "steps": ("entity", [STEPS, "1001"], "1 to 1000 steps, got 1001"),
     "task": ("entity", ["--task", "dance"], "dance"),
     "pipeline": ("entity", ["--pipeline", "."], "model_index.json"),
     "out": ("entity", ["--out", "text.png", "--pipeline", "."], "folder.*got a file"),
@@ -220,11 +222,11 @@ def test_what_is_missing_is_named(files, capsys, monkeypatch, words, said):
 
 
 def test_without_a_task_a_scene_is_drawn_that_can_be_gone_on_with(folder, files):
-    assert main(["sample", "--out", "out", "--pipeline", folder, "--steps", "1"]) == 0
+    assert main(["sample", "--out", "out", "--pipeline", folder, STEPS, "1"]) == 0
     with Image.open("out/sheet.png") as sheet:
         assert sheet.width > 5 * 128
         assert sheet.height > 4 * 128
-    drawn = sample.draw_samples(64, 5, 0)
+    drawn = sample.draw_samples(64, 25, 0)
     for task in ("inpainting", "synthesis"):
         truth = drawn[task]
         image, mask, labels = (Path(f"out/scene{end}.png") for end in ("", "_mask", "_labels"))
@@ -241,7 +243,7 @@ def test_without_a_task_a_scene_is_drawn_that_can_be_gone_on_with(folder, files)
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_tasks_share_a_scene_and_holes_are_around_things(seed):
-    drawn = sample.draw_samples(64, 5, seed)
+    drawn = sample.draw_samples(64, 25, seed)
     for task in TASKS:
         np.testing.assert_array_equal(drawn[task].image, drawn["entity"].image)
         if RECIPES[task].local:
@@ -254,7 +256,7 @@ def test_half_weights_run_in_full_on_a_cpu(folder, tmp_path):
     for part in (half.unet, half.vae, half.text_encoder):
         part.half()
     half.save_pretrained(tmp_path)
-    loaded = sample.load_pipeline(tmp_path)
+    loaded = sample.open_predictor(tmp_path, Sampling()).pipeline
     dtypes = {
         p.dtype for m in (loaded.unet, loaded.vae, loaded.text_encoder) for p in m.parameters()
     }

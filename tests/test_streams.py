@@ -20,7 +20,7 @@ from unigs.plan import Plan
 from unigs.records import Annotated, TooManySkips, UnigsError
 from unigs.seeds import derive_seed
 from unigs.shards import read_manifests
-from unigs.streams import SampleFailed, StateMismatch, StreamLoader
+from unigs.streams import SampleFailed, StateMismatch, StreamDataset, StreamLoader
 
 GLOBAL_BATCH = 24
 RATIOS = {"inpainting": 0.3, "synthesis": 0.3, "referring": 0.2, "entity": 0.2}
@@ -55,7 +55,7 @@ def make_loader(shards: Path, make=make_tensor, seed: int = 3, **options) -> Str
     mixes = {task: {n: w for n, w in WEIGHTS.items() if n in sizes} for task in RATIOS}
     plan = Plan(sizes, RATIOS, mixes, seed, window_shards=2)
     options = {"global_batch_size": GLOBAL_BATCH, "steps_per_epoch": 5, **options}
-    return StreamLoader(manifests, plan, make, stack, **options)
+    return StreamLoader(StreamDataset(manifests, plan, make), stack, **options)
 
 
 def join(batches) -> tuple[list, torch.Tensor]:

@@ -18,25 +18,24 @@ MODULES = sorted(path for path in ROOT.rglob("*.py"))
 ORDER = [
     ["seeds", "records"],
     ["files", "locks", "runs"],
-    ["images"],
+    ["images", "weights"],
     ["annotations", "synthetic"],
     ["shards", "remote", "download"],
     ["plan"],
     ["streams"],
-    ["pictures", "inspect"],
+    ["pictures"],
     ["transforms"],
     ["codec"],
-    ["tasks", "request"],
+    ["tasks"],
     ["data"],
-    ["diffusion"],
-    ["pipeline"],
+    ["checkpoints"],
+    ["promises"],
+    ["systems"],
     ["metrics"],
     ["evaluation", "report"],
-    ["checkpoints"],
     ["callbacks"],
-    ["learner"],
-    ["training", "autoencoder", "judge"],
-    ["export", "sample", "fit", "doctor"],
+    ["recipes"],
+    ["verbs"],
     ["cli", "__main__"],
 ]
 RANK = {name: rank for rank, group in enumerate(ORDER) for name in group}
@@ -106,7 +105,8 @@ def test_the_core_needs_nothing_of_the_eval_extra(tmp_path):
         if not entry.name.startswith(absent):
             (tmp_path / entry.name).symlink_to(entry)
     code = """
-import unigs.callbacks, unigs.data, unigs.verbs.export, unigs.verbs.fit, unigs.metrics, unigs.systems.joint.pipeline
+import unigs.callbacks, unigs.data, unigs.metrics, unigs.systems.load
+import unigs.verbs.export, unigs.verbs.fit
 print("fine")
 """
     paths = os.pathsep.join([str(tmp_path), str(ROOT.parent)])

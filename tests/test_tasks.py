@@ -16,14 +16,12 @@ from unigs.tasks import (
     RECIPES,
     TaskOptions,
     UnusableSample,
-    bezier,
-    draw_coarse_mask,
     english_list,
-    entity_box,
     make_sample,
     speak_category,
     write_prompt,
 )
+from unigs.tasks.coarse_masks import bezier, draw_coarse_mask, entity_box
 
 OPTIONS = TaskOptions(resolution_px=64, negative_probability=0.0, text_dropout=0.0)
 VOCABULARY = ("cat", "dog", "kite", "sky", "zebra")
@@ -139,11 +137,11 @@ def test_negatives_leave_the_target_and_name_something_absent(scene):
     for index in range(20):
         one = sample(scene, "referring", index, negative_probability=1.0)
         assert not one.labels.any()
-        asked = one.prompt.removeprefix("referring: find ").rstrip(".")
-        asked = asked.replace(" and ", ", ").replace(", and", ",")
+        assert one.prompt == write_prompt("referring", one.asked)
         here = {"sky", "ground", "dog", "cat", "kite"}
-        inside = {n for n in here if n in asked}
-        for name in inside:  # present in the picture, but then outside the coarse mask
+        for name in here & set(
+            one.asked
+        ):  # present in the picture, but then outside the coarse mask
             label = ["", "sky", "ground", "dog", "cat", "kite"].index(name)
             shown = (one.image[0].astype(int) + 10) // 20
             assert not (one.coarse_mask & (shown == label)).any()
@@ -173,7 +171,7 @@ def test_a_picture_without_named_entities_is_unusable_by_name():
 def test_more_entities_than_the_palette_holds_become_unknown():
     labels = np.arange(64).reshape(8, 8).repeat(8, 0).repeat(8, 1) + 1
     many = make_annotated(labels, [f"thing {k}" for k in range(64)])
-    one = sample(many, "entity", palette_cells=3)
+    one = sample(many, "entity", max_painted=9)
     assert len(one.names) == 9
     assert one.ignored.mean() == pytest.approx((64 - 9) / 64)
 
@@ -190,8 +188,7 @@ def test_coarse_masks_cover_their_entity_and_stay_near_it(seed, blob):
     mask = np.zeros((128, 128), bool)
     top, left = draw.integers(20, 60, 2)
     mask[top : top + 30, left : left + 40] = True
-    options = dataclasses.replace(OPTIONS, arbitrary_mask_percent=blob)
-    coarse = draw_coarse_mask([mask], options, rng(0, seed, "coarse mask"))
+    coarse = draw_coarse_mask([mask], 0.4, blob, rng(0, seed, "coarse mask"))
     assert coarse[mask].mean() > (0.9 if blob else 0.999)
     reach = 0.4 * max(top, left, 128 - top - 30, 128 - left - 40) + 3
     box = entity_box(coarse)
@@ -204,9 +201,8 @@ def test_coarse_masks_cover_their_entity_and_stay_near_it(seed, blob):
 def test_boxes_are_extended_by_up_to_the_given_part_of_the_room():
     mask = np.zeros((100, 100), bool)
     mask[40:60, 40:60] = True
-    options = dataclasses.replace(OPTIONS, arbitrary_mask_percent=0.0, extension=0.5)
     boxes = [
-        entity_box(draw_coarse_mask([mask], options, rng(0, i, "coarse mask"))) for i in range(200)
+        entity_box(draw_coarse_mask([mask], 0.5, 0.0, rng(0, i, "coarse mask"))) for i in range(200)
     ]
     out = np.array(
         [[40 - left, 40 - top, right - 60, bottom - 60] for left, top, right, bottom in boxes]

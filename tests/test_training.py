@@ -10,44 +10,42 @@ import threading
 import lightning as L
 import pytest
 import torch
+from builders import build_data, build_unigs
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from unigs.callbacks import (
-    EMA,
-    PREEMPTED_EXIT_CODE,
-    Evaluation,
-    Preempted,
-    Preemption,
-    SampledValidation,
-    Throughput,
-    read_ema,
-)
-from unigs.checkpoints import read_checkpoint
+from unigs.callbacks import EMA, Evaluation, Preemption, SampledValidation, Throughput
+from unigs.checkpoints import read_checkpoint, read_ema
+from unigs.codec import Palette
 from unigs.data import UniGSData, stack_samples
-from unigs.systems.joint.objective import balance_sizes
-from unigs.verbs.export import export_pipeline, load_checkpoint
-from unigs.verbs.fit import run_lightning
-from unigs.systems.joint.pipeline import UniGSPipeline
+from unigs.promises import PREEMPTED_EXIT_CODE, Preempted
 from unigs.records import TASKS, UnigsError
+from unigs.systems import UniGS
+from unigs.systems.joint.objective import balance_sizes
+from unigs.systems.joint.pipeline import UniGSPipeline
+from unigs.systems.load import load_system
+from unigs.systems.sampling import Sampling
 from unigs.tasks import TaskOptions
-from unigs.systems.joint.module import UniGS
+from unigs.verbs.export import export_pipeline
+from unigs.verbs.fit import run_lightning
+
+ONE_STEP = Sampling(num_inference_steps=1)
 
 
 def make_data(shards, **changes) -> UniGSData:
     options = {
-        "tasks": TaskOptions(64, palette_cells=7),
+        "tasks": TaskOptions(64),
         "global_batch_size": 4,
         "steps_per_epoch": 3,
         "num_workers": 0,
-        "val_samples_per_task": 1,
-        "val_batch_size": 1,
+        "samples_per_task": 1,
+        "batch_size": 1,
     }
-    return UniGSData([shards], **{**options, **changes})
+    return build_data(shards, **{**options, **changes})
 
 
 def make_model(base, **changes) -> UniGS:
-    options = {"learning_rate": 1e-3, "warmup_steps": 1, "palette_cells": 7}
-    return UniGS(base, **{**options, **changes})
+    options = {"learning_rate": 1e-3, "warmup_steps": 1, "palette": Palette(cells=7)}
+    return build_unigs(base, **{**options, **changes})
 
 
 def make_trainer(folder, **changes) -> L.Trainer:
@@ -81,7 +79,7 @@ def test_the_model_overfits_four_samples(base, shards, kind):
     optimizer = torch.optim.AdamW(model.unet.parameters(), lr=4e-3)
     losses = []
     for _ in range(40):
-        loss = sum(branch.mean() for branch in model.losses(batch))
+        loss = sum(branch.mean() for branch in model.losses(batch).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -94,8 +92,8 @@ def test_both_branches_and_the_task_embedding_learn(base, shards):
     model = make_model(base)
     model.configure_model()
     torch.nn.init.normal_(model.unet.conv_out.weight, std=0.1)  # zero rows pass no gradient back
-    image, colormap = model.losses(stack_samples([dataset[i].sample for i in range(4)]))
-    (image.mean() + colormap.mean()).backward()
+    losses = model.losses(stack_samples([dataset[i].sample for i in range(4)]))
+    sum(branch.mean() for branch in losses.values()).backward()
     assert model.unet.class_embedding.weight.grad.any(1).all()
     for rows in (slice(0, 4), slice(4, 8)):
         assert model.unet.conv_out.weight.grad[rows].any()
@@ -108,7 +106,7 @@ def test_a_given_stream_weighs_as_it_is_told_and_no_other_does(base, shards):
     for weight in (0.0, 0.5, 1.0):
         model = make_model(base, given_weight=weight)
         model.configure_model()
-        losses[weight] = torch.stack(model.losses(batch), 1)  # [B, 2]
+        losses[weight] = torch.stack(list(model.losses(batch).values()), 1)  # [B, 2]
     names = [TASKS[row] for row in batch.task.tolist()]
     given = torch.tensor([[n in ("referring", "entity"), n == "synthesis"] for n in names])
     assert (losses[1.0] > 0).all()
@@ -123,23 +121,23 @@ def test_balanced_sizes_weigh_every_loss_and_move_none_from_what_is_given(base, 
     for power in (0.0, 0.5):
         model = make_model(base, size_balance=power, given_weight=0.0)
         model.configure_model()
-        losses.append(model.losses(batch))
+        losses.append(model.losses(batch).values())
     for alike, balanced in zip(*losses):
         assert torch.equal(alike == 0, balanced == 0)
         assert (alike != balanced)[alike != 0].all()
 
 
 def test_what_is_left_of_the_coarse_mask_weighs_in_every_loss(base, shards, monkeypatch):
-    import unigs.systems.joint.module as training
+    import unigs.systems.joint.objective as objective
 
     dataset = make_data(shards).make_dataset("train", True, dict.fromkeys(TASKS, 1.0))
     batch = stack_samples([dataset[i].sample for i in range(8)])
     expected = balance_sizes(batch.labels, (16, 16), 0.5, batch.coarse_mask)
     assert not torch.equal(expected, balance_sizes(batch.labels, (16, 16), 0.5))
     seen = []
-    measure = training.branch_losses
+    measure = objective.branch_losses
     monkeypatch.setattr(
-        training, "branch_losses", lambda *args: seen.append(args[3]) or measure(*args)
+        objective, "branch_losses", lambda *args: seen.append(args[3]) or measure(*args)
     )
     model = make_model(base, size_balance=0.5)
     model.configure_model()
@@ -154,7 +152,7 @@ def test_weights_by_noise_have_their_floor_and_their_cap(base, shards):
     for options in ({}, {"min_snr_gamma": 5.0}, {"min_snr_gamma": 5.0, "snr_floor": 1.0}):
         model = make_model(base, prediction_type="sample", **options)
         model.configure_model()
-        losses.append(torch.stack(model.losses(batch)))  # [2, B]
+        losses.append(torch.stack(list(model.losses(batch).values())))  # [2, B]
     plain, capped, floored = losses
     ratio = capped / plain
     torch.testing.assert_close(ratio[0], ratio[1])
@@ -163,7 +161,7 @@ def test_weights_by_noise_have_their_floor_and_their_cap(base, shards):
 
 
 def test_only_the_mask_tasks_timesteps_are_shifted(base, shards, monkeypatch):
-    import unigs.systems.joint.module as training
+    import unigs.systems.joint.objective as objective
 
     seen = []
 
@@ -171,7 +169,7 @@ def test_only_the_mask_tasks_timesteps_are_shifted(base, shards, monkeypatch):
         seen.append(timesteps)
         return noisy
 
-    monkeypatch.setattr(training, "denoise", spy)
+    monkeypatch.setattr(objective, "denoise", spy)
     dataset = make_data(shards).make_dataset("train", True, dict.fromkeys(TASKS, 1.0))
     batch = stack_samples([dataset[i].sample for i in range(4)])
     for shift in (1.0, 3.0):
@@ -185,10 +183,13 @@ def test_only_the_mask_tasks_timesteps_are_shifted(base, shards, monkeypatch):
 
 def test_the_pipeline_samples_given_streams_as_they_were_trained(base):
     for way in ("denoise", "clamp"):
-        model = make_model(base, given_stream=way, sharpen=way == "clamp")
+        own = Sampling(given_stream=way, num_inference_steps=3)
+        model = make_model(base, sampling={"all": own, "entity": Sampling(ensemble_size=2)})
         model.configure_model()
-        config = model.make_pipeline().config
-        assert (config.given_stream, config.sharpen) == (way, way == "clamp")
+        assert model.make_predictor().options["entity"]["given_stream"] == way
+        asked = model.make_predictor(Sampling(num_inference_steps=5)).options
+        assert [asked[t]["num_inference_steps"] for t in TASKS] == [5] * 4
+        assert [asked[t]["ensemble_size"] for t in TASKS] == [1, 1, 1, 2]
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +199,7 @@ def fitted(base, shards, tmp_path_factory):
     saver = ModelCheckpoint(folder, save_top_k=-1, every_n_train_steps=2, filename="{step}")
     trainer = make_trainer(
         folder,
-        callbacks=[EMA(0.9), saver, Throughput(1), SampledValidation(steps=1, pictures=1)],
+        callbacks=[EMA(0.9), saver, Throughput(1), SampledValidation(ONE_STEP, pictures=1)],
         limit_val_batches=4,
     )
     model = make_model(base)
@@ -247,7 +248,7 @@ def test_rates_and_decay_of_the_config_beat_those_of_a_checkpoint(fitted, base, 
             seen.append([group[name] for name in ("lr", "weight_decay", "betas")])
 
     trainer = make_trainer(tmp_path, callbacks=[Watch(), EMA(0.9)])
-    with pytest.warns(match=r"take effect.*model\.betas"):
+    with pytest.warns(match=r"take effect.*model\.optimizer\.betas"):
         trainer.fit(
             make_model(base, **asked), make_data(shards), ckpt_path=fitted[0] / "step=2.ckpt"
         )
@@ -265,7 +266,7 @@ def test_export_writes_the_average_and_replaces_only_pipelines(fitted, tmp_path)
     averaged = read_ema(torch.load(checkpoint, weights_only=True))
     for name, weight in unet.named_parameters():
         assert torch.equal(weight, averaged[name])
-    live = load_checkpoint(checkpoint, ema=False).unet.state_dict()
+    live = load_system(checkpoint, ema=False).unet.state_dict()
     assert any(not torch.equal(live[name], averaged[name]) for name in averaged)
     (tmp_path / "mine").mkdir()
     with pytest.raises(UnigsError, match="other files"):
@@ -278,14 +279,14 @@ def test_a_run_of_the_command_line_goes_on_and_exports(base, shards, tmp_path, m
     """LightningCLI adds names of its own to the stored hyperparameters."""
     monkeypatch.chdir(tmp_path)
     flags = {
-        "model": "unigs.systems.joint.module.UniGS",
+        "model": "unigs.systems.UniGS",
         "model.base": base,
         "data": "unigs.data.UniGSData",
         "data.shards": f"[{shards}]",
         "data.tasks.resolution_px": 64,
-        "data.global_batch_size": 2,
-        "data.steps_per_epoch": 1,
-        "data.num_workers": 0,
+        "data.loading.global_batch_size": 2,
+        "data.loading.steps_per_epoch": 1,
+        "data.loading.num_workers": 0,
         "trainer.max_steps": 1,
         "trainer.limit_val_batches": 0,
         "trainer.accelerator": "cpu",
@@ -311,7 +312,7 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(fitted, base):
     checkpoint = torch.load(fitted[0] / "step=4.ckpt", weights_only=True)
     checkpoint["state_dict"]["unet.conv_in.weight"] = torch.zeros(16, 9, 3, 3)
     with pytest.raises(UnigsError, match=r"unet\.conv_in\.weight"):
-        make_model(base).on_load_checkpoint(checkpoint)
+        make_model(base).on_load_system(checkpoint)
 
 
 def test_ema_follows_the_average_of_the_weights(base, shards, tmp_path):
@@ -359,7 +360,7 @@ def test_a_signal_saves_a_checkpoint_that_resumes_exactly(fitted, base, shards, 
 def test_unigs_test_evaluates_the_average_by_the_protocol(fitted, base, shards, tmp_path):
     """Lightning's test loop writes the tables, of the averaged weights where there are some."""
     out = tmp_path / "evaluation"
-    report = Evaluation(str(out), name="tiny", samples_per_task=2, steps=1, solver="unipc")
+    report = Evaluation(str(out), name="tiny", samples_per_task=2, sampling=ONE_STEP)
     model = make_model(base)
     trainer = make_trainer(tmp_path, callbacks=[report])
     trainer.test(model, make_data(shards), ckpt_path=fitted[0] / "step=4.ckpt", verbose=False)

@@ -31,12 +31,12 @@ from unigs.data import UniGSData
 from unigs.evaluation.judging import Judges
 from unigs.evaluation.predictors import PipelinePredictor, run_batch
 from unigs.evaluation.run import evaluate
-from unigs.verbs.export import save_pipeline
 from unigs.metrics.segmentation import EntityQuality
 from unigs.metrics.segmenter import load_segmenter
-from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.records import TASKS
+from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.tasks import TaskOptions
+from unigs.verbs.export import save_pipeline
 
 WORK = Path("runs/benchmark")
 OUT = WORK / "ablations"

@@ -250,7 +250,7 @@ STARTER = textwrap.dedent("""
     import sys, time
     from unigs.plan import Plan
     from unigs.shards import read_manifests
-    from unigs.streams import StreamLoader
+    from unigs.streams import StreamDataset, StreamLoader
 
     start = time.monotonic()
     manifests = read_manifests(sys.argv[1])
@@ -258,7 +258,7 @@ STARTER = textwrap.dedent("""
     plan = Plan(sizes, {"inpainting": 0.3, "entity": 0.7}, dict.fromkeys(
         ("inpainting", "entity"), dict.fromkeys(sizes, 1)))
     make = lambda record, task, index: record.key
-    loader = StreamLoader(manifests, plan, make, list, 64, 1000, num_workers=int(sys.argv[3]))
+    loader = StreamLoader(StreamDataset(manifests, plan, make), list, 64, 1000, num_workers=int(sys.argv[3]))
     if int(sys.argv[2]):
         loader.load_state_dict({**loader.state_dict(), "next_index": int(sys.argv[2])})
     batch = next(iter(loader))

@@ -37,14 +37,14 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from unigs.callbacks import EMA, Preempted, Preemption
-from unigs.promises.resume import describe_run
 from unigs.checkpoints import find_last, read_checkpoint
 from unigs.data import UniGSData
-from unigs.systems.system import Learner
+from unigs.promises.resume import describe_run
 from unigs.records import Batch, UnigsError
 from unigs.seeds import derive_seed
 from unigs.shards import write_shards
 from unigs.synthetic import write_datasets
+from unigs.systems.system import Learner
 from unigs.tasks import TaskOptions
 
 MAX_RESTARTS = 60
@@ -160,12 +160,12 @@ def fit(run: Run, shards: Path, folder: Path, rank: int) -> int:
     )
     data = UniGSData(
         [str(shards)],
-        TaskOptions(32, palette_cells=3),
+        TaskOptions(32, max_painted=9),
         global_batch_size=4,
         steps_per_epoch=run.steps_per_epoch,
         num_workers=run.workers,
-        val_samples_per_task=2,
-        val_batch_size=1,
+        samples_per_task=2,
+        batch_size=1,
     )
     model = Tiny()
     found, _ = find_last([folder], describe_run(trainer, model, data))
