@@ -7,7 +7,7 @@ import pytest
 import torch
 from builders import build_data
 
-from unigs.codec import decode_colormap, encode_colormap
+from unigs.codec import Palette, decode_colormap, encode_colormap
 from unigs.metrics.segmentation import EntityQuality
 from unigs.recipes.autoencoder import Autoencoder, edge_loss
 from unigs.synthetic import draw_scene, scene_seed
@@ -33,13 +33,14 @@ def test_truth_through_palette_autoencoder_and_decoder_reaches_its_ceiling(vae, 
     """All entities, or two of them on black; test scenes, which it never saw."""
     scenes = [draw_scene(scene_seed("test", i), 64).labels.astype("int32") for i in range(100)]
     labels = torch.stack([torch.from_numpy(scene) for scene in scenes])
+    palette = Palette(cells=7)
     if drawn:
         labels[labels > drawn] = 0
     with torch.no_grad():
-        passed = vae(to_signed(encode_colormap(labels, cells=7))).sample
+        passed = vae(to_signed(encode_colormap(labels, palette))).sample
     mode = "foreground" if drawn else "entity"
     quality = EntityQuality()
-    quality.update(decode_colormap(to_uint8(passed), mode=mode, cells=7).labels, labels)
+    quality.update(decode_colormap(to_uint8(passed), palette, mode=mode).labels, labels)
     assert quality.compute()["miou"] > ceiling
 
 

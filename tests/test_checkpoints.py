@@ -40,7 +40,7 @@ def saved(tmp_path) -> Path:
 
 
 def test_what_was_saved_is_read(saved):
-    content = CheckedIO().load_system(saved)
+    content = CheckedIO().load_checkpoint(saved)
     assert content["global_step"] == 1
     assert torch.equal(content["state_dict"]["unet.a"], torch.ones(MIB // 4))
 
@@ -105,7 +105,7 @@ def test_what_is_no_whole_checkpoint_is_told_in_words(saved, tmp_path, kind, wor
         torch.save({**make_content(1), "extra": Runs(proof)}, path)
     given = "http://127.0.0.1:9/last.ckpt" if kind == "url" else path
     with pytest.raises(BadCheckpoint, match=words) as refused:
-        CheckedIO().load_system(given, weights_only=False)
+        CheckedIO().load_checkpoint(given, weights_only=False)
     assert str(given) in str(refused.value)
     assert not proof.exists()
     if kind in ("cut", "empty", "pointer", "text"):

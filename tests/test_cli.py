@@ -53,11 +53,11 @@ def test_a_misspelt_key_is_named_with_its_path(capsys):
                 "fit",
                 "--model=unigs.systems.UniGS",
                 "--model.base=x",
-                "--model.optimizer.learning_rat=1",
+                "--model.optimizer.learning_rte=1",
             ]
         )
     assert stop.value.code == 2
-    assert "learning_rat" in capsys.readouterr().err
+    assert "learning_rte" in capsys.readouterr().err
 
 
 def test_doctor_reports_a_stolen_command_and_broken_packages(monkeypatch):
@@ -123,11 +123,13 @@ def test_sheet_renders_all_tasks_from_a_pipeline_and_shards(pipeline, shards, tm
     pipeline.save_pretrained(tmp_path / "pipe")
     out = tmp_path / "sheet.png"
     words = ["--pipeline", str(tmp_path / "pipe"), "--shards", f"[{shards}]", "--out", str(out)]
-    assert main(["sheet", *words, "--resolution_px", "64", "--steps", "1"]) == 0
+    assert main(["sheet", *words, "--sampling.num_inference_steps", "1"]) == 0
     with Image.open(out) as sheet:
         assert sheet.width > len(SHEET_TITLES) * 128
         assert sheet.height > 4 * 128
         whole_px = sheet.height
-    assert main(["sheet", *words, "--resolution_px", "64", "--tasks", "[entity]"]) == 0
+    assert (
+        main(["sheet", *words, "--scenes.resolution_px", "64", "--scenes.tasks", "[entity]"]) == 0
+    )
     with Image.open(out) as sheet:
         assert 128 < sheet.height < whole_px / 3

@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from unigs.recipes import bases
+from unigs.recipes.bases import make_base
 from unigs.records import UnigsError, UnigsWarning
-from unigs.systems.joint import base as bases
 from unigs.systems.joint.base import (
     load_components,
     load_vae,
     locate_base,
-    make_base,
     read_hub_id,
     resolve_prediction_type,
 )
@@ -260,7 +260,9 @@ def test_a_bases_own_prediction_type_is_taken_unless_another_is_given(copied_bas
     model = UniGS(str(copied_base))
     model.configure_model()
     assert model.scheduler.config.prediction_type == "v_prediction"
-    assert model.hparams.prediction_type == "v_prediction"  # what a checkpoint remembers
+    assert (
+        model.hparams.objective["prediction_type"] == "v_prediction"
+    )  # what a checkpoint remembers
     with pytest.warns(UnigsWarning, match="v_prediction.*epsilon"):
         assert resolve_prediction_type("epsilon", model.scheduler) == "epsilon"
 

@@ -67,7 +67,8 @@ def test_a_perfect_segmenter_recognises_everything_and_misnamed_nothing(shards, 
 def make_batch(task, truth, names, coarse_mask):
     size = (1, *truth.shape)
     return Batch(
-        keys=["a"], prompts=[""], names=[tuple(names)], index=torch.tensor([0]),
+        keys=["a"], prompts=[""], asked=[tuple(names)], names=[tuple(names)],
+        seed=0, index=torch.tensor([0]),
         task=torch.tensor([TASKS.index(task)]), image=torch.zeros(1, 3, *truth.shape).byte(),
         labels=truth[None].int(), ignored=torch.zeros(size, dtype=torch.bool),
         coarse_mask=coarse_mask[None, None],
@@ -121,7 +122,9 @@ def test_known_error_sees_known_pixels_only(shards):
             image = made.image.int() + torch.where(made.image < 128, steps, -steps)
             return Prediction(image.byte(), made.colormap, made.labels, made.scores)
 
-    batches = [batch for batch, _ in InputLoader(data, 4, ["inpainting"])]
+    batches = [
+        batch for batch, _ in InputLoader(Inputs(data, HeldOut("val", 4, 4)), ["inpainting"])
+    ]
     for predictor, error in ((Oracle(), 0), (EmptyFloor(), 0), (RandomFloor(), 0), (Off(), 3)):
         rows = [row for batch in batches for row in judge_batch(Judges(), batch, predictor(batch))]
         assert summarise_rows(rows)["known_error"] == pytest.approx(error)

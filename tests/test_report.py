@@ -81,7 +81,8 @@ def test_curves_end_where_their_values_are():
 
 def test_the_signature_is_the_command_line(shards, tmp_path):
     words = ["--models", '["floor-empty"]', "--shards", json.dumps([shards]), "--out"]
-    words += [str(tmp_path), "--samples_per_task=2", "--resolution_px=64", "--num_workers=0"]
+    words += [str(tmp_path), "--scenes.samples_per_task=2"]
+    words += ["--scenes.resolution_px=64", "--scenes.num_workers=0"]
     auto_cli(evaluate_models, args=[*words, "--scenes.tasks", '["entity"]'], as_positional=False)
     assert "**floor-empty**" in (tmp_path / "report.md").read_text()
     with pytest.raises(UnigsError, match=r"model_index\.json"):

@@ -312,7 +312,7 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(fitted, base):
     checkpoint = torch.load(fitted[0] / "step=4.ckpt", weights_only=True)
     checkpoint["state_dict"]["unet.conv_in.weight"] = torch.zeros(16, 9, 3, 3)
     with pytest.raises(UnigsError, match=r"unet\.conv_in\.weight"):
-        make_model(base).on_load_system(checkpoint)
+        make_model(base).on_load_checkpoint(checkpoint)
 
 
 def test_ema_follows_the_average_of_the_weights(base, shards, tmp_path):

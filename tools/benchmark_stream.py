@@ -258,7 +258,8 @@ STARTER = textwrap.dedent("""
     plan = Plan(sizes, {"inpainting": 0.3, "entity": 0.7}, dict.fromkeys(
         ("inpainting", "entity"), dict.fromkeys(sizes, 1)))
     make = lambda record, task, index: record.key
-    loader = StreamLoader(StreamDataset(manifests, plan, make), list, 64, 1000, num_workers=int(sys.argv[3]))
+    dataset = StreamDataset(manifests, plan, make)
+    loader = StreamLoader(dataset, list, 64, 1000, num_workers=int(sys.argv[3]))
     if int(sys.argv[2]):
         loader.load_state_dict({**loader.state_dict(), "next_index": int(sys.argv[2])})
     batch = next(iter(loader))

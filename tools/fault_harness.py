@@ -36,9 +36,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from unigs.callbacks import EMA, Preempted, Preemption
+from unigs import runs
+from unigs.callbacks import EMA
 from unigs.checkpoints import find_last, read_checkpoint
-from unigs.data import UniGSData
+from unigs.data import HeldOut, Loading, UniGSData
+from unigs.promises import Preempted, Preemption
 from unigs.promises.resume import describe_run
 from unigs.records import Batch, UnigsError
 from unigs.seeds import derive_seed
@@ -61,11 +63,11 @@ class Tiny(Learner):
     def __init__(self) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.unet = torch.nn.Sequential(
+        self.network = torch.nn.Sequential(
             torch.nn.Linear(48, 24), torch.nn.Tanh(), torch.nn.Linear(24, 48)
         )
         generator = torch.Generator().manual_seed(0)
-        for weight in self.unet.parameters():
+        for weight in self.network.parameters():
             torch.nn.init.normal_(weight, std=0.1, generator=generator)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
@@ -76,7 +78,7 @@ class Tiny(Learner):
             generator = torch.Generator().manual_seed(derive_seed(0, index, "noise"))
             rows.append(torch.randn(48, generator=generator))
         noisy = pixels + torch.stack(rows)
-        return ((self.unet(noisy) - pixels) ** 2).mean()
+        return ((self.network(noisy) - pixels) ** 2).mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         time.sleep(SLOWNESS_S)
@@ -161,11 +163,8 @@ def fit(run: Run, shards: Path, folder: Path, rank: int) -> int:
     data = UniGSData(
         [str(shards)],
         TaskOptions(32, max_painted=9),
-        global_batch_size=4,
-        steps_per_epoch=run.steps_per_epoch,
-        num_workers=run.workers,
-        samples_per_task=2,
-        batch_size=1,
+        loading=Loading(4, run.steps_per_epoch, run.workers),
+        validation=HeldOut("val", 2, 1),
     )
     model = Tiny()
     found, _ = find_last([folder], describe_run(trainer, model, data))
@@ -270,7 +269,7 @@ def wait_for_all(pids: list[int], log: Path) -> list[int]:
 
 def read_final(run: Run, folder: Path) -> dict[str, Any]:
     """What finished runs must agree in, of the newest checkpoint."""
-    newest, _ = find_last([folder], Run())
+    newest, _ = find_last([folder], runs.Run())
     assert newest is not None, "no checkpoint at the end"
     content = read_checkpoint(newest)
     return {

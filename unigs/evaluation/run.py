@@ -107,7 +107,12 @@ class Evaluator:
         """
         rows = self.store.read_all()
         missing = set(self.loader.indices) - {row["index"] for row in rows}
-        if missing or not rows:
+        if not self.loader.indices:
+            raise UnigsError(
+                f"expected pictures of {self.predictor.tasks}; got none of "
+                f"{list(self.inputs.data.task_ratios)}; in {self.inputs.data.shards}"
+            )
+        if missing:
             raise UnigsError(
                 f"expected {len(self.loader.indices)} pictures of {self.predictor.tasks}; got "
                 f"{len(rows)}; in {self.store.folder} (all ranks must share it, and a test must "

@@ -65,6 +65,10 @@ class Sampling:
             if value is not None and not (whole and (least is None or value >= least)):
                 told = "a number" if least is None else f"a whole number of {least} or more"
                 raise UnigsError(f"expected {told}, got {value!r}, at sampling.{name}")
+        if not isinstance(self.guided_filter, bool | None):
+            raise UnigsError(
+                f"expected true or false, got {self.guided_filter!r}, at sampling.guided_filter"
+            )
         for name, kinds in CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in kinds:
@@ -93,7 +97,6 @@ LEAST: dict[str, int | None] = {
 CHOICES: dict[str, tuple[Any, ...]] = {
     "solver": get_args(Solver),
     "given_stream": get_args(GivenStream),
-    "guided_filter": (True, False),
     "decoder": get_args(Decoder),
 }
 

@@ -121,10 +121,14 @@ class UniGS(System):
     @classmethod
     def rebuild(cls, stored: Mapping[str, Any], base: str | None, where: Path) -> UniGS:
         """A new module by the hyperparameters in a checkpoint; see ``System.rebuild``."""
-        with_base = upgrade_options(stored) | find_base(stored, base, where)
+        located = find_base(stored, base, where)
         kinds = {"palette": Palette, "objective": Objective, "optimizer": Optimizer}
         kinds |= {"compute": Compute}
-        return cls(**{k: kinds[k](**v) if k in kinds else v for k, v in with_base.items()})
+        options = upgrade_options(stored) | located
+        try:
+            return cls(**{k: kinds[k](**v) if k in kinds else v for k, v in options.items()})
+        except UnigsError as error:
+            raise UnigsError(f"{error}, of {where}") from error
 
     @property
     def max_painted(self) -> int:
