@@ -308,9 +308,10 @@ def read_figure(evaluation: str, model: str, row: Row) -> str:
     folder = WORK / f"evaluation-{evaluation}" / model
     results = json.loads((folder / "results.json").read_text())
     value = results["figures"][row.task]["all"].get(row.figure)
-    cell = "-" if value is None else f"{value:.3f}"
+    if value is None:
+        return "-"
     ships = model == WORK.name and evaluation in ("masks-1", "pictures")
-    return f"**{cell}**" if ships else cell
+    return f"**{value:.3f}**" if ships else f"{value:.3f}"
 
 
 def render_results() -> list[list[str]]:
