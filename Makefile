@@ -9,6 +9,7 @@ RUN := runs/quickstart
 IMAGES ?= 600
 STEPS ?= 900
 SCENES := --size_px 80 --max_things 4 --max_stuff 2 --min_radius 0.08
+SETS = --coco $(1)/coco --openimages $(1)/openimages --entityseg $(1)/entityseg
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,8 +30,7 @@ lock:  ## resolve the newest allowed versions into requirements.lock
 
 quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one picture (7 minutes, 2 cores)
 	$(BIN)/unigs synthetic --out $(RUN)/data --images $(IMAGES) $(SCENES)
-	$(BIN)/unigs shards --coco $(RUN)/data/coco --openimages $(RUN)/data/openimages \
-	  --entityseg $(RUN)/data/entityseg --out $(RUN)/shards
+	$(BIN)/unigs shards $(call SETS,$(RUN)/data) --out $(RUN)/shards
 	test -e $(RUN)/base/model_index.json || $(BIN)/unigs base --preset tiny --out $(RUN)/base
 	$(BIN)/lightning fit --config configs/quickstart.yaml --trainer.max_steps $(STEPS)
 	$(BIN)/unigs export --checkpoint $(RUN)/checkpoints/last.ckpt --out $(RUN)/pipeline
@@ -49,46 +49,18 @@ quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one 
 	@echo "Next: your own data, 'make shards COCO=... OUT=...', then 'lightning fit --config configs/joint.yaml'."
 
 BENCH := runs/benchmark
-EVALUATE := $(BIN)/unigs evaluate --shards '[$(BENCH)/test-shards]' --resolution_px 64 \
-  --palette_cells 5 --min_area 0.004 --solver unipc --batch_size 20 --samples_per_task 250
-MASKS := $(EVALUATE) --tasks '[referring, entity]'
-JUDGED := '[$(BENCH)/pipeline, oracle, oracle-vae=$(BENCH)/pipeline, floor-random]'
 
-benchmark: install  ## draw, train, judge and score the benchmark's model (7 hours, 2 cores); resumes
+benchmark: install  ## draw, train, judge and score the benchmark's model (6 hours, 2 cores); resumes
 	$(BIN)/unigs synthetic --out $(BENCH)/data --images 12000 --val_images 400 $(SCENES)
 	$(BIN)/unigs synthetic --out $(BENCH)/test --images 1 --val_images 1000 --held_out test $(SCENES)
-	$(MAKE) shards COCO=$(BENCH)/data/coco OPENIMAGES=$(BENCH)/data/openimages \
-	  ENTITYSEG=$(BENCH)/data/entityseg OUT=$(BENCH)/shards
-	$(MAKE) shards COCO=$(BENCH)/test/coco OPENIMAGES=$(BENCH)/test/openimages \
-	  ENTITYSEG=$(BENCH)/test/entityseg OUT=$(BENCH)/test-shards
+	$(BIN)/unigs shards $(call SETS,$(BENCH)/data) --out $(BENCH)/shards
+	$(BIN)/unigs shards $(call SETS,$(BENCH)/test) --out $(BENCH)/test-shards
 	test -e $(BENCH)/base/model_index.json || $(BIN)/unigs base --preset small --out $(BENCH)/base
 	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark.yaml
-	$(BIN)/unigs export --checkpoint $(BENCH)/train/checkpoints/last.ckpt --out $(BENCH)/first --half true
-	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark-continued.yaml
-	$(BIN)/unigs export --checkpoint $(BENCH)/train-continued/checkpoints/last.ckpt \
-	  --out $(BENCH)/second --half true
-	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark-scaled.yaml
-	$(BIN)/unigs export --checkpoint $(BENCH)/train-scaled/checkpoints/last.ckpt \
-	  --out $(BENCH)/third --half true
-	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark-words.yaml
-	$(BIN)/unigs export --checkpoint $(BENCH)/train-words/checkpoints/last.ckpt \
-	  --out $(BENCH)/fourth --half true
-	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark-drawing.yaml
-	$(BIN)/unigs export --checkpoint $(BENCH)/train-drawing/checkpoints/last.ckpt \
-	  --out $(BENCH)/fifth --half true
-	$(BIN)/python tools/benchmark_joint.py average
+	$(BIN)/unigs export --checkpoint $(BENCH)/train/checkpoints/last.ckpt --out $(BENCH)/pipeline --half true
 	test -e $(BENCH)/judge/config.json || OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/judge.yaml
-	$(MASKS) --models $(JUDGED) --steps 1 --ensemble_size 3 --out $(BENCH)/evaluation-masks-1
-	$(MASKS) --models '[$(BENCH)/pipeline]' --steps 1 --out $(BENCH)/evaluation-masks-alone
-	$(MASKS) --models '[$(BENCH)/pipeline]' --steps 1 --sharpen false --out $(BENCH)/evaluation-masks-raw
-	$(MASKS) --models '[$(BENCH)/pipeline]' --steps 20 --out $(BENCH)/evaluation-masks-20
-	$(EVALUATE) --models $(JUDGED) --tasks '[inpainting, synthesis]' --steps 20 \
-	  --segmenter $(BENCH)/judge --out $(BENCH)/evaluation-pictures
-	$(BIN)/unigs sheet --pipeline $(BENCH)/pipeline --shards '[$(BENCH)/test-shards]' --resolution_px 64 \
-	  --tasks '[referring, entity]' --steps 1 --ensemble_size 3 --per_task 4 --out $(BENCH)/sheet-masks.png
-	$(BIN)/unigs sheet --pipeline $(BENCH)/pipeline --shards '[$(BENCH)/test-shards]' --resolution_px 64 \
-	  --tasks '[inpainting, synthesis]' --per_task 4 --out $(BENCH)/sheet-pictures.png
-	$(BIN)/python tools/benchmark_joint.py curves
+	$(BIN)/python tools/benchmark_joint.py evaluate
+	$(BIN)/python tools/benchmark_joint.py tables
 
 ablations: install  ## the benchmark's tables of what matters; after make benchmark (2 hours, 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_joint.py train

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+import bytecode  # noqa: F401 (before anything large is imported)
+
+# isort: split
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 

@@ -89,6 +89,20 @@ def fit(shards: str, folder: Path, *callbacks, resume=None, data=None, model=Non
     return seen.indices, read_state(folder / "last.ckpt")
 
 
+@pytest.fixture(scope="module")
+def undisturbed(shards, tmp_path_factory):
+    """What :func:`fit` gives a run that is left alone; runs of the same options are made once."""
+    done: dict[str, tuple[list[int], dict]] = {}
+
+    def train(**options) -> tuple[list[int], dict]:
+        name = repr(sorted(options.items()))
+        if name not in done:
+            done[name] = fit(shards, tmp_path_factory.mktemp("undisturbed"), **options)
+        return done[name]
+
+    return train
+
+
 def read_state(path: Path) -> dict:
     content = read_checkpoint(path)
     parts = ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers")
@@ -152,8 +166,10 @@ def is_done(cut: Path, ending: dict, shape: dict) -> bool:
 
 
 @pytest.mark.parametrize("ending", ENDINGS, ids=lambda e: next(iter(e)))
-def test_resuming_twice_at_the_end_of_an_epoch_trains_no_step_twice(shards, tmp_path, ending):
-    whole, final = fit(shards, tmp_path / "whole", **ending)
+def test_resuming_twice_at_the_end_of_an_epoch_trains_no_step_twice(
+    shards, tmp_path, undisturbed, ending
+):
+    whole, final = undisturbed(**ending)
     resume = None
     for step in (5, 7):
         with pytest.raises(Preempted):
@@ -198,10 +214,10 @@ HOOKS = [
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize(("accumulate", "preemption_first"), [(1, False), (2, True)])
 def test_a_signal_at_any_moment_saves_what_resumes_exactly(
-    shards, tmp_path, hook, accumulate, preemption_first
+    shards, tmp_path, undisturbed, hook, accumulate, preemption_first
 ):
     shape = {"accumulate_grad_batches": accumulate, "val_check_interval": 3}
-    whole, final = fit(shards, tmp_path / "whole", **shape)
+    whole, final = undisturbed(**shape)
     strike = Strike(hook, 1)
     guards = [Preemption()] if preemption_first else []
     if preemption_first:  # before EMA, as a config may list it
@@ -273,7 +289,7 @@ def test_a_signal_is_heeded_while_validating_and_saves_the_trained_weights(shard
     assert not find_difference(read_state(tmp_path / "cut" / "last.ckpt"), expected)
 
 
-def test_a_signal_is_heeded_while_the_loader_does_not_deliver(shards, tmp_path):
+def test_a_signal_is_heeded_while_the_loader_does_not_deliver(shards, tmp_path, short_farewell):
     data = make_data(shards, num_workers=1)
     hang_from(data, 12)
     started = time.monotonic()
@@ -282,6 +298,12 @@ def test_a_signal_is_heeded_while_the_loader_does_not_deliver(shards, tmp_path):
     assert ended.value.moment == "data"
     assert time.monotonic() - started < 60
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] > 0
+
+
+@pytest.fixture
+def short_farewell(monkeypatch):
+    """torch waits so long for a loader process that hangs before it ends it by force."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
 
 
 class Alarm(Callback):
@@ -317,7 +339,7 @@ def hang_from(data: UniGSData, index: int) -> None:
 
 
 def test_a_loader_that_does_not_deliver_ends_the_run_with_words_and_what_it_had(
-    shards, tmp_path, monkeypatch
+    shards, tmp_path, monkeypatch, short_farewell
 ):
     data = make_data(shards, num_workers=1)
     hang_from(data, 12)
@@ -334,9 +356,9 @@ def test_a_loader_that_does_not_deliver_ends_the_run_with_words_and_what_it_had(
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] > 0
 
 
-def test_loaders_that_are_made_anew_go_on_and_a_new_fit_begins_anew(shards, tmp_path):
+def test_loaders_that_are_made_anew_go_on_and_a_new_fit_begins_anew(shards, tmp_path, undisturbed):
     data = make_data(shards)
-    whole, final = fit(shards, tmp_path / "whole")
+    whole, final = undisturbed()
     seen, again = fit(shards, tmp_path / "reloaded", data=data, reload_dataloaders_every_n_epochs=1)
     assert seen == whole
     assert not find_difference(again, final)

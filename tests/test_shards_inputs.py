@@ -274,7 +274,7 @@ def write_slowly(out: Path, part: tuple[int, int] = (1, 1)) -> None:
 def test_a_second_writer_gets_words_and_the_first_goes_on(tmp_path):
     out = tmp_path / "out"
     with another(write_slowly, out) as first:
-        wait_for(lambda: list(out.glob("*/*.tmp")))
+        wait_for(lambda: list(out.glob("*/*.tar.*.tmp")))
         with pytest.raises(FolderBusy, match=f"--part 1/1 .process {first.pid} on"):
             write_slowly(out)
         with pytest.raises(FolderBusy, match=f"writer of coco-train-0000.*process {first.pid} on"):
@@ -369,7 +369,7 @@ def test_an_interrupt_leaves_whole_files_and_a_word(tmp_path, workers, group):
     script = [sys.executable, "-c", WRITER, str(out), str(Path(__file__).parent), workers]
     pipes = {"stderr": subprocess.PIPE, "text": True}
     writer = subprocess.Popen(script, start_new_session=True, **pipes)
-    wait_for(lambda: list(out.glob("*/*.tmp")))
+    wait_for(lambda: list(out.glob("*/*.tar.*.tmp")))
     (os.killpg if group else os.kill)(writer.pid, signal.SIGINT)
     told = writer.communicate(timeout=20)[1]
     assert writer.returncode == 130

@@ -1,77 +1,75 @@
-"""The benchmark's ablations, on the data and the model that ``make benchmark`` leaves behind.
+"""The benchmark's figures, from the data and the model that ``make benchmark`` leaves behind.
 
-    train [ROW ...]   one short run per row: palette, target, timesteps, given stream, joint;
+    evaluate          the model on the test scenes, beside floors and ceilings; two sheets
+    train [ROW ...]   one short run per row: palette, target, timesteps, given stream, all tasks;
                       --seed N trains it from another seed, into a folder of its own
     decode            decoders, thresholds, colour spaces (Tables 8 and 9)
     sample            solvers, steps, guidance of the colormap
     guidance          of the pictures, by words and entities, judged by the benchmark's segmenter
-    curves            learning curves, one picture for each of the five runs
-    tables            all of these as Markdown
-    average           the pipeline that ships: the mean of the fourth and the fifth run's weights
+    tables            write all of these that are there into README.md and docs/benchmark.md
 
-Every choice is made on validation scenes; nothing here reads the test set. Rows that are done are
-kept in runs/benchmark/ablations and not run again.
+Every choice is made on validation scenes; ``evaluate`` alone reads the test scenes. What is done is
+kept under runs/benchmark and not done again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from unigs.codec import decode_colormap
-from unigs.data import UniGSData
+from unigs.codec import decode_dichotomy, decode_kmeans
 from unigs.evaluation.judging import Judges
-from unigs.evaluation.predictors import PipelinePredictor, run_batch
+from unigs.evaluation.protocol import InputLoader, Inputs
 from unigs.evaluation.run import evaluate
 from unigs.metrics.segmentation import EntityQuality
 from unigs.metrics.segmenter import load_segmenter
-from unigs.records import TASKS
-from unigs.systems.joint.pipeline import UniGSPipeline
-from unigs.tasks import TaskOptions
-from unigs.verbs.export import save_pipeline
+from unigs.systems.load import load_predictor
+from unigs.systems.sampling import Sampling
+from unigs.verbs.evaluate import Scenes
 
 WORK = Path("runs/benchmark")
 OUT = WORK / "ablations"
-ALONE = "--data.init_args.task_ratios"
 MODEL = "--model.init_args"
-
-JOINT = "{inpainting: 0.2, synthesis: 0.2, referring: 0.25, entity: 0.35}"
-PAPER = "{inpainting: 0.3, synthesis: 0.3, referring: 0.2, entity: 0.2}"
-LONGER = ("--trainer.max_steps=1430", f"{MODEL}.decay_steps=1430")
+ALL_TASKS = "{inpainting: 0.2, synthesis: 0.2, referring: 0.25, entity: 0.35}"
 
 ROWS: dict[str, tuple[str, ...]] = {
     "reference": (),
-    "location, neighbours apart": (f"{MODEL}.palette=location",),
-    "random colours": (f"{MODEL}.palette=random",),
-    "location and size": (f"{MODEL}.palette=scaled",),
-    "location and size, balanced": (f"{MODEL}.palette=scaled", f"{MODEL}.size_balance=0.5"),
-    "epsilon": (f"{MODEL}.prediction_type=epsilon",),
-    "v": (f"{MODEL}.prediction_type=v_prediction",),
-    "uniform timesteps": (f"{MODEL}.mask_timestep_shift=1",),
-    "shift 10": (f"{MODEL}.mask_timestep_shift=10",),
-    "given stream denoised": (f"{MODEL}.given_stream=denoise", f"{MODEL}.given_weight=1"),
-    "given stream learnt, clamped": (f"{MODEL}.given_weight=1",),
-    "referring alone": (f"{ALONE}={{referring: 1.0}}",),
-    "joint, benchmark ratios": (f"{ALONE}={JOINT}",),
-    "joint, paper ratios": (f"{ALONE}={PAPER}",),
-    "joint, as many entity samples": (f"{ALONE}={JOINT}", *LONGER),
-}
-"""What each row changes. The reference: sample, gradient, clamped, shift 3, entity alone."""
+    "palette: location, neighbours apart": (f"{MODEL}.palette.kind=location",),
+    "palette: random colours (Table 7)": (f"{MODEL}.palette.kind=random",),
+    "palette: location and size (scaled)": (f"{MODEL}.palette.kind=scaled",),
+    "scaled, size_balance 0.5": (
+        f"{MODEL}.palette.kind=scaled", f"{MODEL}.objective.size_balance=0.5",
+    ),
+    "target: epsilon": (f"{MODEL}.objective.prediction_type=epsilon",),
+    "target: v": (f"{MODEL}.objective.prediction_type=v_prediction",),
+    "timesteps: uniform": (f"{MODEL}.objective.mask_timestep_shift=1",),
+    "timesteps: shift 10": (f"{MODEL}.objective.mask_timestep_shift=10",),
+    "given stream: learnt, denoised": (
+        f"{MODEL}.sampling={{all: {{given_stream: denoise}}}}", f"{MODEL}.objective.given_weight=1",
+    ),
+    "given stream: learnt, clamped": (f"{MODEL}.objective.given_weight=1",),
+    "all four tasks, as many samples": (f"--data.init_args.task_ratios={ALL_TASKS}",),
+}  # fmt: skip
+"""What each row changes. The reference: gradient palette, sample target, shift 3, entity alone, the
+given stream clamped and not learnt."""
 
 SAMPLES = 50
 
 
 def row_folder(name: str, seed: int) -> Path:
     """Where a row's run lies."""
-    return OUT / f"seed-{seed}" / name.replace(",", "").replace(" ", "-")
+    return OUT / f"seed-{seed}" / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def train_rows(names: list[str], seed: int) -> None:
@@ -92,10 +90,13 @@ def train_rows(names: list[str], seed: int) -> None:
         seeds = (f"--seed_everything={seed}", f"--data.init_args.seed={seed}")
         run("fit", "--config", str(config), *seeds, *ROWS[name])
         run("export", "--checkpoint", str(folder / "model.ckpt"), "--out", str(folder / "pipeline"))
-        tasks = [task for task in ("referring", "entity") if task in " ".join(ROWS[name])]
         figures = {
             steps: score(
-                folder / "pipeline", folder / f"rows-{steps}", tasks or ["entity"], steps=steps
+                folder / "pipeline",
+                folder / f"rows-{steps}",
+                ["entity"],
+                num_inference_steps=steps,
+                ensemble_size=1,
             )
             for steps in (1, 20)
         }
@@ -108,58 +109,117 @@ def run(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "unigs", *words], check=True)
 
 
-def read_data(tasks: list[str]) -> UniGSData:
-    """The benchmark's validation scenes."""
-    return UniGSData(
-        [str(WORK / "shards")],
-        TaskOptions(64, min_area=0.004, palette_cells=5),
-        task_ratios=dict.fromkeys(tasks, 1.0),
+MODEL_FOLDER = WORK / "pipeline"
+WITH_BOUNDS = [MODEL_FOLDER, "oracle", f"oracle-vae={MODEL_FOLDER}", "floor-random"]
+ALONE = [MODEL_FOLDER]
+MASKS = ["referring", "entity"]
+PICTURES = ["inpainting", "synthesis"]
+
+EVALUATIONS: dict[str, dict[str, Any]] = {
+    "masks-1": {"models": WITH_BOUNDS, "scenes.tasks": MASKS},
+    "masks-dichotomy": {
+        "models": WITH_BOUNDS[:3], "scenes.tasks": MASKS, "sampling.decoder": "dichotomy",
+    },
+    "masks-alone": {"models": ALONE, "scenes.tasks": MASKS, "sampling.ensemble_size": 1},
+    "masks-raw": {
+        "models": ALONE, "scenes.tasks": MASKS, "sampling.ensemble_size": 1,
+        "sampling.guided_filter": "false",
+    },
+    "masks-20": {
+        "models": ALONE, "scenes.tasks": MASKS, "sampling.ensemble_size": 1,
+        "sampling.num_inference_steps": 20,
+    },
+    "pictures": {
+        "models": WITH_BOUNDS, "scenes.tasks": PICTURES, "judges.segmenter": WORK / "judge",
+    },
+}  # fmt: skip
+"""Folder under runs/benchmark -> options of ``unigs evaluate``; the rest is the same for all. What
+is not said is as the model remembers."""
+
+TEST = {"shards": [WORK / "test-shards"]}
+FIXED = {
+    "scenes.resolution_px": 64, "scenes.max_painted": 25, "scenes.min_area": 0.004,
+    "scenes.samples_per_task": 250, "scenes.batch_size": 20,
+}  # fmt: skip
+
+
+def evaluate_test() -> None:
+    """Score the model on the test scenes, and draw the sheets that docs/ shows."""
+    for name, options in EVALUATIONS.items():
+        where = {"out": WORK / f"evaluation-{name}"}
+        run("evaluate", *as_words({**TEST, **FIXED, **options, **where}))
+    sheet = {"pipeline": MODEL_FOLDER, **TEST, "per_task": 4}
+    for name, tasks in (("masks", MASKS), ("pictures", PICTURES)):
+        one = {"scenes.resolution_px": 64, "scenes.tasks": tasks, "out": WORK / f"sheet-{name}.png"}
+        run("sheet", *as_words({**sheet, **one}))
+
+
+def as_words(options: dict[str, Any]) -> list[str]:
+    """Options as words of a command line; a list as ``[a, b]``."""
+    words = []
+    for name, value in options.items():
+        text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+        words += [f"--{name}", text]
+    return words
+
+
+def choose_inputs(tasks: list[str]) -> Inputs:
+    """Validation scenes of the benchmark."""
+    scenes = Scenes(
+        tuple(tasks), SAMPLES, resolution_px=64, min_area=0.004, max_painted=25, batch_size=20,
         num_workers=0,
-        val_batch_size=20,
-    )
+    )  # fmt: skip
+    return Inputs(*scenes.open([str(WORK / "shards")]))
 
 
 def score(
     pipeline: Path, out: Path, tasks: list[str], segmenter: str | None = None, **options: Any
 ) -> dict[str, Any]:
     """Figures of one model on ``SAMPLES`` validation scenes of each task, all subsets aside."""
-    options = {"steps": 20, "solver": "unipc", **options}
-    predictor = PipelinePredictor(UniGSPipeline.load(str(pipeline)), out.name, **options)
+    predictor = load_predictor(str(pipeline), out.name, sampling=Sampling(**options))
     judges = Judges(segmenter=load_segmenter(segmenter) if segmenter else None)
-    results = evaluate(predictor, read_data(tasks), out, judges, samples_per_task=SAMPLES)
-    assert results is not None  # one rank
+    results = evaluate(predictor, choose_inputs(tasks), out, judges)
     return {task: figures["all"] for task, figures in results["figures"].items()}
 
 
 def compare_decoders() -> None:
     """Tables 8 and 9: one set of generated colormaps, decoded in many ways."""
-    pipeline = UniGSPipeline.load(str(WORK / "pipeline"))
-    data = read_data(["entity"])
-    data.val_samples_per_task = SAMPLES
-    maps, batches = [], list(data.val_dataloader())
-    for batch in tqdm(batches, desc="sampling", unit="batch"):
-        maps.append(run_batch(pipeline, batch).colormap)
-    rows: dict[str, dict[str, Any]] = {
-        "K-means, K = 3": {"decoder": "kmeans", "clusters": 3},
-        "K-means, K true": {"decoder": "kmeans", "clusters": None},
-        "dichotomy": {},
-        "dichotomy + refinement": {"refine": "palette", **pipeline.palette_options},
-        **{f"delta {delta}": {"delta": delta} for delta in (2, 5, 10, 20, 40)},
-        **{f"features {kind}": {"features": kind} for kind in ("rgb", "lab", "rgb+lab")},
+    predictor = load_predictor(
+        str(MODEL_FOLDER), sampling=Sampling(num_inference_steps=20, ensemble_size=1)
+    )
+    loader = InputLoader(choose_inputs(["entity"]), predictor.tasks)
+    batches = [batch for batch, _ in loader]
+    maps = [predictor(batch).colormap for batch in tqdm(batches, desc="sampling", unit="batch")]
+    decoders: dict[str, Callable[[Any, Any], Any]] = {
+        "K-means, K = 3": lambda colormap, _: decode_kmeans(colormap, 3),
+        "K-means, K true": lambda colormap, labels: decode_kmeans(
+            colormap, [len(one.unique()) for one in labels]
+        ),
+        "dichotomy (delta 10, rgb+lab)": lambda colormap, _: decode_dichotomy(colormap),
+        "dichotomy + refinement": lambda colormap, _: predictor.pipeline.decode(
+            "entity", colormap, "refined"
+        ),
+        **{
+            f"dichotomy, delta {delta}": partial(_decode_plainly, delta=delta)
+            for delta in (2, 5, 20, 40)
+        },
+        **{
+            f"dichotomy, features {kind}": partial(_decode_plainly, features=kind)
+            for kind in ("rgb", "lab")
+        },
     }
     figures = {}
-    for name, options in rows.items():
+    for name, decode in decoders.items():
         quality = EntityQuality()
         for batch, colormap in zip(batches, maps):
-            labels = batch.labels
-            options = {"refine": None, **options}
-            if name.endswith("true"):
-                options["clusters"] = [len(one.unique()) for one in labels]
-            found = decode_colormap(colormap, **options)  # type: ignore[arg-type]
-            quality.update(found.labels, labels, batch.ignored)
+            quality.update(decode(colormap, batch.labels).labels, batch.labels, batch.ignored)
         figures[name] = {key: float(value) for key, value in quality.compute().items()}
         print(f"{name:24} {figures[name]}")
     write_json(OUT / "decode.json", figures)
+
+
+def _decode_plainly(colormap: Any, labels: Any, **options: Any) -> Any:
+    return decode_dichotomy(colormap, **options)
 
 
 def compare_guidance() -> None:
@@ -167,26 +227,26 @@ def compare_guidance() -> None:
     figures = {}
     for words, entities in ((1.0, 1.0), (4.0, 1.0), (4.0, 2.0), (4.0, 4.0), (2.0, 2.0), (7.0, 2.0)):
         folder = OUT / "guidance" / f"words-{words}-entities-{entities}"
-        tasks, judge = ["inpainting", "synthesis"], str(WORK / "judge")
-        scales = {"guidance": words, "entity_guidance": entities}
-        found = score(WORK / "pipeline", folder, tasks, judge, **scales)
-        figures[f"words {words}, entities {entities}"] = found
+        scales = {"guidance_scale": words, "entity_guidance_scale": entities}
+        found = score(MODEL_FOLDER, folder, PICTURES, str(WORK / "judge"), **scales)
+        figures[f"words {words:g}, entities {entities:g}"] = found
     write_json(OUT / "guidance.json", figures)
 
 
 def compare_samplers() -> None:
     """Steps, solvers and the colormap's guidance, on the two tasks that find masks."""
     rows: dict[str, dict[str, Any]] = {
-        **{f"UniPC {steps}": {"steps": steps} for steps in (1, 2, 3, 5, 10, 20)},
-        **{f"DDIM {steps}": {"steps": steps, "solver": "ddim"} for steps in (20, 200)},
-        **{f"UniPC 20, colormap guidance {g}": {"colormap_guidance": g} for g in (1.5, 3.0)},
-        "UniPC 2, colormap guidance 3.0": {"steps": 2, "colormap_guidance": 3.0},
+        **{f"UniPC {steps}": {"num_inference_steps": steps} for steps in (1, 2, 20)},
+        "DDIM 200": {"num_inference_steps": 200, "solver": "ddim"},
+        "UniPC 20, colormap guidance 3": {"colormap_guidance_scale": 3.0},
+        "UniPC 2, colormap guidance 3": {"num_inference_steps": 2, "colormap_guidance_scale": 3.0},
         "UniPC 20, given stream denoised": {"given_stream": "denoise"},
     }
     figures = {}
     for name, options in rows.items():
         folder = OUT / "sample" / name.replace(",", "").replace(" ", "-")
-        figures[name] = score(WORK / "pipeline", folder, ["referring", "entity"], **options)
+        options = {"num_inference_steps": 20, "ensemble_size": 1, **options}
+        figures[name] = score(MODEL_FOLDER, folder, MASKS, **options)
     write_json(OUT / "sample.json", figures)
 
 
@@ -195,118 +255,159 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1))
 
 
-CURVES = {
-    "train": "docs/benchmark-curves.svg",
-    "train-continued": "docs/benchmark-curves-continued.svg",
-    "train-scaled": "docs/benchmark-curves-scaled.svg",
-    "train-words": "docs/benchmark-curves-words.svg",
-    "train-drawing": "docs/benchmark-curves-drawing.svg",
+class Row(NamedTuple):
+    """A line of the table of results: title, task, figure, the paper's value on COCO."""
+
+    title: str
+    task: str
+    figure: str
+    target: str = "-"
+
+
+RESULTS = (
+    Row("referring: mIoU", "referring", "miou", "0.80"),
+    Row("referring: recall", "referring", "recall", "0.87"),
+    Row("referring: no target, nothing painted", "referring", "no_target_accuracy", "0.90"),
+    Row("referring: cIoU", "referring", "ciou"),
+    Row("referring: gIoU", "referring", "giou"),
+    Row("entity: mIoU", "entity", "miou", "0.70"),
+    Row("entity: recall", "entity", "recall"),
+    Row("entity: AP^e", "entity", "ap", "0.45"),
+    Row("entity: PQ", "entity", "pq", "reported"),
+    Row("synthesis: judge finds the asked entities, mIoU", "synthesis", "synthesis_miou", "0.75"),
+    Row("synthesis: recognised by name", "synthesis", "recognised"),
+    Row("inpainting: recognised by name", "inpainting", "recognised", "0.80"),
+    Row("inpainting: known region, mean error of 255", "inpainting", "known_error", "0"),
+    Row("inpainting: own colormap, mIoU", "inpainting", "miou"),
+)
+MODELS = {
+    "floor (random)": "floor-random",
+    "**shipped**": WORK.name,
+    "truth through the VAE": "oracle-vae",
+    "truth": "oracle",
 }
+SAMPLINGS = {
+    "**1 step, 3 noises**": "masks-1",
+    "the paper's decoder": "masks-dichotomy",
+    "1 noise": "masks-alone",
+    "1 noise, no guided filter": "masks-raw",
+    "20 steps, 1 noise": "masks-20",
+}
+ABLATIONS: dict[str, tuple[tuple[str, str], ...]] = {
+    "decode": (("entity", "miou"), ("entity", "recall")),
+    "guidance": (
+        ("inpainting", "recognised"), ("synthesis", "synthesis_miou"), ("synthesis", "recognised"),
+    ),
+    "sample": tuple(
+        (task, figure) for task in ("entity", "referring") for figure in ("miou", "recall", "ap")
+    ),
+}  # fmt: skip
+"""The tables of the ablations, and the figures that they show."""
+
+TITLES = {"miou": "mIoU", "ap": "AP^e", "synthesis_miou": "judge mIoU"}
 
 
-def draw_all_curves() -> None:
-    """One picture for each of the five runs that is there."""
-    for run_name, path in CURVES.items():
-        if (WORK / run_name).exists():
-            draw_curves(WORK / run_name, path)
+def fill_tables() -> None:
+    """Write every table whose figures are there between its marks on the pages."""
+    page = Path("docs/benchmark.md")
+    evaluations = [WORK / f"evaluation-{name}" / "report.md" for name in EVALUATIONS]
+    if all(path.exists() for path in evaluations):
+        replace_table(Path("README.md"), "results", render_results())
+        replace_table(page, "samplings", render_samplings())
+    if list(OUT.glob("seed-*/*/score.json")):
+        replace_table(page, "train", render_training())
+    for name, heads in ABLATIONS.items():
+        path = OUT / f"{name}.json"
+        if path.exists():
+            replace_table(page, name, render_ablation(json.loads(path.read_text()), heads))
 
 
-def draw_curves(folder: Path, path: str) -> None:
-    """Loss by task and branch, and validation mIoU, from a run's event files."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    known = set(events.Tags()["scalars"])
-    pyplot.rcParams.update({"svg.hashsalt": "unigs", "font.size": 8})
-    figure, axes = pyplot.subplots(1, 3, figsize=(10, 3), layout="constrained")
-    panels = (
-        ("image loss", "train/{}/image", axes[0]),
-        ("colormap loss", "train/{}/colormap", axes[1]),
-        ("validation mIoU", "val/{}/miou", axes[2]),
-    )
-    for title, tag, axis in panels:
-        for row, task in enumerate(TASKS):
-            if tag.format(task) not in known:
-                continue
-            points = [(event.step, event.value) for event in events.Scalars(tag.format(task))]
-            steps, values = (np.array(column) for column in zip(*points))
-            if not values.any():
-                continue  # a given stream, clamped: no loss
-            width = max(1, len(values) // 12) if tag.startswith("train") else 1
-            smooth = np.convolve(values, np.ones(width) / width, "valid")
-            axis.plot(steps[width - 1 :], smooth, label=task, color=f"C{row}", linewidth=1)
-        axis.set(title=title, xlabel="optimiser steps")
-        axis.grid(alpha=0.3)
-    axes[1].set_yscale("log")
-    axes[2].set_ylim(0, 1)
-    axes[2].legend()
-    figure.savefig(path, metadata={"Date": None})
+def replace_table(path: Path, mark: str, lines: list[list[str]]) -> None:
+    """Put a table in the place of the one between ``<!-- mark -->`` and ``<!-- end -->``."""
+    head, *rows = ("| " + " | ".join(line).strip() + " |" for line in lines)
+    table = "\n".join([head, "|---" * len(lines[0]) + "|", *rows, ""])
+    before, found, rest = path.read_text().partition(f"<!-- {mark} -->\n")
+    if not found:
+        raise SystemExit(f"expected the mark <!-- {mark} -->, got none, in {path}")
+    _, end, after = rest.partition("<!-- end -->")
+    path.write_text(before + found + table + end + after)
+    print(f"{path}: {mark}")
 
 
-def average_runs() -> None:
-    """Write the mean of two runs' weights (Wortsman et al. 2022): one finds, the other draws."""
-    pipeline, other = (UniGSPipeline.load(str(WORK / name)) for name in ("fourth", "fifth"))
-    theirs = other.unet.state_dict()
-    mean = {name: mine.lerp(theirs[name], 0.5) for name, mine in pipeline.unet.state_dict().items()}
-    pipeline.unet.load_state_dict(mean)
-    save_pipeline(pipeline, str(WORK / "pipeline"), half=True)
+def read_figure(evaluation: str, model: str, row: Row) -> str:
+    """One cell of the table of results."""
+    folder = WORK / f"evaluation-{evaluation}" / model
+    if evaluation == "masks-dichotomy":
+        folder = folder.with_name(f"{model}-dichotomy")
+    results = json.loads((folder / "results.json").read_text())
+    value = results["figures"][row.task]["all"].get(row.figure)
+    if value is None:
+        return "-"
+    ships = model == WORK.name and evaluation in ("masks-1", "pictures")
+    return f"**{value:.3f}**" if ships else f"{value:.3f}"
 
 
-def print_rows() -> None:
+def render_results() -> list[list[str]]:
+    """The model as it is best used, between floor and ceiling."""
+    lines = [["", *MODELS, "target"]]
+    for row in RESULTS:
+        name = "masks-1" if row.task in MASKS else "pictures"
+        cells = [read_figure(name, model, row) for model in MODELS.values()]
+        lines.append([row.title, *cells, row.target])
+    return lines
+
+
+def render_samplings() -> list[list[str]]:
+    """The same model, its masks sampled in other ways."""
+    lines = [["", *SAMPLINGS]]
+    for row in RESULTS:
+        if row.task in MASKS:
+            cells = [read_figure(name, WORK.name, row) for name in SAMPLINGS.values()]
+            lines.append([row.title, *cells])
+    return lines
+
+
+def render_training() -> list[list[str]]:
     """The short runs: mean over the seeds that are there, and half their range."""
-    print(
-        "| training row | task | seeds | mIoU, 1 step | recall | AP^e "
-        "| mIoU, 20 steps | recall | AP^e |"
-    )
-    print("|---" * 9 + "|")
+    lines = [["training row", "mIoU, 1 step", "recall", "AP^e", "mIoU, 20 steps", "recall", "AP^e"]]
     for name in ROWS:
         paths = sorted(OUT.glob(f"seed-*/{row_folder(name, 0).name}/score.json"))
         runs = [json.loads(path.read_text()) for path in paths]
-        for task in runs[0]["1"] if runs else ():
-            cells = ""
-            for steps in ("1", "20"):
-                for column in ("miou", "recall", "ap"):
-                    values = [one[steps][task][column] for one in runs]
-                    spread = f" ± {np.ptp(values) / 2:.3f}" if len(values) > 1 else ""
-                    cells += f" | {np.mean(values):.3f}{spread}"
-            print(f"| {name} | {task} | {len(runs)}{cells} |")
-
-
-def print_tables() -> None:
-    """What is there, as Markdown."""
-    print_rows()
-    columns = ("miou", "recall", "ap", "synthesis_miou", "recognised")
-    for kind in ("decode", "sample", "guidance"):
-        if not (OUT / f"{kind}.json").exists():
-            continue
-        rows = json.loads((OUT / f"{kind}.json").read_text())
-        by_row = {k: {"entity": v} if "miou" in v else v for k, v in rows.items()}
-        heads = [
-            (task, column)
-            for task, figures in next(iter(by_row.values())).items()
-            for column in columns
-            if column in figures
+        cells = [
+            tell_seeds([one[steps]["entity"][figure] for one in runs])
+            for steps in ("1", "20")
+            for figure in ("miou", "recall", "ap")
         ]
-        print("\n|" + "".join(f" | {task} {column}" for task, column in heads) + " |")
-        print("|---" * (len(heads) + 1) + "|")
-        for name, found in by_row.items():
-            cells = "".join(f" | {found[task][column]:.3f}" for task, column in heads)
-            print(f"| {name}{cells} |")
+        lines += [[name, *cells]] if runs else []
+    return lines
+
+
+def tell_seeds(values: Sequence[float]) -> str:
+    """Mean, and half the range if there are several."""
+    spread = f" ± {np.ptp(values) / 2:.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}" if values else "-"
+
+
+def render_ablation(
+    rows: dict[str, dict[str, Any]], heads: Sequence[tuple[str, str]]
+) -> list[list[str]]:
+    """One line per row of a comparison."""
+    titles = [f"{task} {TITLES.get(figure, figure)}" for task, figure in heads]
+    lines = [["", *titles]]
+    for name, found in rows.items():
+        by_task = {"entity": found} if "miou" in found else found
+        cells = [f"{by_task[task][figure]:.3f}" for task, figure in heads]
+        lines.append([name, *cells])
+    return lines
 
 
 VERBS = {
+    "evaluate": evaluate_test,
     "train": train_rows,
     "decode": compare_decoders,
     "sample": compare_samplers,
     "guidance": compare_guidance,
-    "curves": draw_all_curves,
-    "tables": print_tables,
-    "average": average_runs,
+    "tables": fill_tables,
 }
 
 if __name__ == "__main__":

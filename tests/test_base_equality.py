@@ -1,0 +1,145 @@
+"""At step 0 the joint model is Stable Diffusion: widening a base changes none of its pictures.
+
+The peers are diffusers' own pipelines, with the same components, noise, words and sampler. What
+they do otherwise is evened out: they sample the posterior of the context, we take its mode; they
+shrink a mask by its nearest pixel, we by its largest, so masks here lie on the latent grid.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from unigs.diffusion.base import load_components
+from unigs.diffusion.denoiser import widen_unet
+from unigs.diffusion.objective import draw_noise
+from unigs.pipeline import UniGSPipeline, make_sampler
+
+STEPS, SEED, INDICES, SIZE = 5, 3, [7, 8], (32, 64)
+WORDS = ["inpainting: generate star and sand.", "a red heart on grass"]
+
+
+def sample_ours(pipeline, image, mask, guidance: float, solver: str) -> torch.Tensor:
+    """uint8 [B, 3, H, W] of our pipeline; the only place that knows how it is called."""
+    options = {"steps": STEPS, "solver": solver, "guidance": guidance, "seed": SEED}
+    return pipeline(
+        "inpainting", image=image, coarse_mask=mask, prompt=WORDS, indices=INDICES, **options
+    ).image
+
+
+def make_unet(config, in_channels: int) -> UNet2DConditionModel:
+    """A random UNet whose every input moves its output."""
+    torch.manual_seed(in_channels)
+    unet = UNet2DConditionModel.from_config({**config, "in_channels": in_channels}).eval()
+    torch.nn.init.normal_(unet.conv_in.weight, std=0.3)
+    for name, weight in unet.named_parameters():
+        if "attn2" in name and name.endswith("weight"):
+            torch.nn.init.normal_(weight, std=0.5)
+    return unet
+
+
+@pytest.fixture(scope="module")
+def parts(base):
+    return load_components(base)
+
+
+@pytest.fixture(scope="module")
+def unets(parts) -> dict[int, UNet2DConditionModel]:
+    return {channels: make_unet(parts.unet.config, channels) for channels in (4, 9)}
+
+
+@pytest.fixture(scope="module")
+def ours(parts, unets) -> dict[int, UniGSPipeline]:
+    """Our pipeline over each base, as training begins."""
+    towers = parts.towers
+    return {
+        channels: UniGSPipeline(
+            towers.vae, towers.text_encoder, towers.tokenizer, widen_unet(unet), parts.scheduler
+        )
+        for channels, unet in unets.items()
+    }
+
+
+@pytest.fixture
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 pictures [B, 3, H, W] and holes, bool [B, 1, H, W], on the latent grid."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(len(WORDS), 3, 4, 8, generator=generator)
+    image = torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear")
+    mask = torch.zeros(len(WORDS), 1, *SIZE, dtype=torch.bool)
+    mask[0, :, 4:20, 8:40] = True
+    mask[1, :, 16:32, 24:60] = True
+    return (image * 255).round().to(torch.uint8), mask
+
+
+@pytest.fixture
+def sample_peer(parts, unets, monkeypatch):
+    """A peer's call -> uint8 [B, 3, H, W], the whole picture as it was decoded."""
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, _=None: self.mode())
+
+    def sample(kind, unet, guidance: float, solver: str, **inputs) -> torch.Tensor:
+        towers = parts.towers
+        peer = kind(
+            vae=towers.vae, text_encoder=towers.text_encoder, tokenizer=towers.tokenizer,
+            unet=unet, scheduler=make_sampler(parts.scheduler, solver), safety_checker=None,
+            feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+        peer.set_progress_bar_config(disable=True)
+        size = [side // towers.factor for side in SIZE]
+        noise = draw_noise(SEED, INDICES, (8, *size), "sampling")[:, :4]
+        options = {"num_inference_steps": STEPS, "guidance_scale": guidance, "output_type": "pt"}
+        made = peer(WORDS, height=SIZE[0], width=SIZE[1], latents=noise, **options, **inputs).images
+        return (made * 255).round().to(torch.uint8)
+
+    return sample
+
+
+def largest_difference(one: torch.Tensor, other: torch.Tensor, where: torch.Tensor) -> int:
+    """Of 0..255, among the pixels of a mask [B, 1, H, W]."""
+    return int(((one.int() - other.int()).abs() * where).max())
+
+
+@pytest.mark.parametrize("solver", ["ddim", "unipc"])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_a_widened_inpainting_base_paints_what_the_base_paints(
+    ours, unets, inputs, sample_peer, guidance, solver
+):
+    image, mask = inputs
+    given = {"image": image / 255, "mask_image": mask.float()}
+    theirs = sample_peer(StableDiffusionInpaintPipeline, unets[9], guidance, solver, **given)
+    mine = sample_ours(ours[9], image, mask, guidance, solver)
+    assert largest_difference(mine, theirs, mask) <= 1
+    assert torch.equal(mine * ~mask, image * ~mask)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "unipc"])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_widened_text_to_image_base_paints_what_the_base_paints(
+    ours, unets, inputs, sample_peer, guidance, solver, whole
+):
+    """It has no eyes for mask and context yet, so the hole shows a part of the base's picture."""
+    image, mask = inputs
+    mask = torch.ones_like(mask) if whole else mask
+    theirs = sample_peer(StableDiffusionPipeline, unets[4], guidance, solver)
+    mine = sample_ours(ours[4], image, mask, guidance, solver)
+    assert largest_difference(mine, theirs, mask) <= 1
+
+
+def test_the_pictures_depend_on_all_that_is_given(unets, inputs, sample_peer):
+    """Without this the equalities above would hold for a network that ignores its inputs."""
+    image, mask = inputs
+    call = lambda image, mask, guidance: sample_peer(
+        StableDiffusionInpaintPipeline, unets[9], guidance, "ddim",
+        image=image / 255, mask_image=mask.float(),
+    )  # fmt: skip
+    made = call(image, mask, 1.0)
+    others = {
+        "picture": call(255 - image, mask, 1.0),
+        "mask": call(image, mask.flip(-1), 1.0),
+        "words": call(image, mask, 4.0),
+    }
+    for name, other in others.items():
+        assert largest_difference(made, other, mask) > 20, name
+    assert made.float().std() > 10
