@@ -34,9 +34,9 @@ quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one 
 	test -e $(RUN)/base/model_index.json || $(BIN)/unigs base --preset tiny --out $(RUN)/base
 	$(BIN)/lightning fit --config configs/quickstart.yaml --trainer.max_steps $(STEPS)
 	$(BIN)/unigs export --checkpoint $(RUN)/checkpoints/last.ckpt --out $(RUN)/pipeline
-	$(BIN)/unigs sheet --pipeline $(RUN)/pipeline --shards '[$(RUN)/shards]' --resolution_px 64 \
+	$(BIN)/unigs sheet --pipeline $(RUN)/pipeline --shards '[$(RUN)/shards]' \
 	  --per_task 2 --out $(RUN)/sheet.png
-	$(BIN)/unigs sheet --pipeline unigs/assets/pipeline --shards '[$(RUN)/shards]' --resolution_px 64 \
+	$(BIN)/unigs sheet --pipeline unigs/assets/pipeline --shards '[$(RUN)/shards]' \
 	  --per_task 2 --out $(RUN)/sheet-shipped.png
 	@echo
 	@echo "Done. What there is now:"

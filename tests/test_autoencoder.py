@@ -13,7 +13,7 @@ from unigs.recipes.autoencoder import Autoencoder, edge_loss
 from unigs.synthetic import draw_scene, scene_seed
 from unigs.systems.joint.base import load_vae
 from unigs.systems.joint.presets import AUTOENCODER
-from unigs.systems.joint.towers import to_signed, to_uint8
+from unigs.systems.pixels import to_signed, to_uint8
 from unigs.tasks import TaskOptions
 
 

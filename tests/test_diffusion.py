@@ -26,8 +26,6 @@ from unigs.systems.joint.denoiser import denoise, join_inputs, spread_streams, w
 from unigs.systems.joint.objective import (
     balance_sizes,
     branch_losses,
-    draw_noise,
-    draw_timesteps,
     given_streams,
     known_share,
     regression_target,
@@ -35,7 +33,8 @@ from unigs.systems.joint.objective import (
     snr_weights,
 )
 from unigs.systems.joint.presets import PRESETS
-from unigs.systems.joint.towers import to_signed, to_uint8
+from unigs.systems.noise import draw_noise, draw_timesteps
+from unigs.systems.pixels import to_signed, to_uint8
 from unigs.tasks import RECIPES, TaskOptions
 
 

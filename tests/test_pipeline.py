@@ -10,9 +10,10 @@ from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DCondi
 
 from unigs.codec import Palette, encode_colormap
 from unigs.records import TASKS, UnigsError
-from unigs.systems.joint.objective import draw_noise
-from unigs.systems.joint.pipeline import UniGSPipeline, fit_size, resize_labels, resize_pixels
+from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.joint.sampler import make_solver, sample_streams
+from unigs.systems.noise import draw_noise
+from unigs.systems.pixels import fit_size, resize_labels, resize_pixels
 from unigs.systems.sampling import Sampling
 
 PALETTE = Palette(cells=5)

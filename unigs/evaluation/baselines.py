@@ -17,7 +17,7 @@ from unigs.codec import encode_colormap
 from unigs.metrics.segmenter import MASK2FORMER, Segmenter, load_segmenter
 from unigs.records import Batch, Prediction, UnigsError
 from unigs.systems.joint.base import check_files, read_hub_id
-from unigs.systems.joint.objective import draw_noise
+from unigs.systems.noise import draw_noise
 from unigs.systems.predictor import name_task
 from unigs.tasks import RECIPES, english_list, speak_category
 

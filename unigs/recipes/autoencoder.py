@@ -17,7 +17,7 @@ from unigs.codec import Palette, encode_colormap
 from unigs.records import Batch
 from unigs.systems.joint.base import load_vae
 from unigs.systems.joint.presets import vae_config
-from unigs.systems.joint.towers import to_signed
+from unigs.systems.pixels import to_signed
 from unigs.systems.system import Learner
 
 

@@ -25,7 +25,7 @@ from unigs.data import UniGSData, list_names
 from unigs.records import Batch, UnigsError
 from unigs.shards.manifest import Manifest
 from unigs.systems.joint.objective import balance_sizes
-from unigs.systems.joint.towers import to_signed
+from unigs.systems.pixels import to_signed
 from unigs.systems.system import Learner
 from unigs.tasks import speak_category
 

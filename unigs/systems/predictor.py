@@ -39,7 +39,8 @@ class SystemPredictor(Predictor, Protocol):
         side_px: side of the pictures it was trained on.
     """
 
-    options: dict[str, Any]
+    @property
+    def options(self) -> dict[str, Any]: ...
 
     @property
     def decoders(self) -> tuple[str, ...]: ...

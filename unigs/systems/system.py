@@ -156,7 +156,7 @@ class System(Learner):
         optimizer = torch.optim.AdamW(
             self.network.parameters(),
             lr=told.learning_rate,
-            betas=tuple(told.betas),
+            betas=tuple(told.betas),  # type: ignore[arg-type]
             weight_decay=told.weight_decay,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: told.rate_at(step))

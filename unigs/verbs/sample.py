@@ -27,10 +27,10 @@ from unigs.images import encode_image
 from unigs.pictures import SHEET_TITLES, draw_sheet
 from unigs.records import Annotated, Batch, Prediction, TaskSample, UnigsError, show
 from unigs.synthetic import draw_scene, scene_seed
-from unigs.systems.joint.pipeline import resize_labels, resize_pixels
 from unigs.systems.joint.predictor import JointPredictor
 from unigs.systems.joint.tokens import find_cut
 from unigs.systems.load import load_predictor
+from unigs.systems.pixels import resize_labels, resize_pixels
 from unigs.systems.sampling import Sampling
 from unigs.tasks import RECIPES, TaskOptions, make_sample
 from unigs.tasks.coarse_masks import entity_box

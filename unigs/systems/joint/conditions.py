@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from unigs.codec import Palette, encode_colormap
 from unigs.records import TASKS, Batch, UnigsError
-from unigs.systems.joint.towers import FrozenTowers, to_signed
+from unigs.systems.joint.towers import FrozenTowers
+from unigs.systems.pixels import to_signed
 from unigs.tasks import RECIPES
 
 

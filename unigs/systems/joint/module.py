@@ -153,7 +153,7 @@ class UniGS(System):
         asked = self.objective.prediction_type
         kind = resolve_prediction_type(asked, self.scheduler, self.base)
         self.scheduler.register_to_config(prediction_type=kind)
-        self.objective = replace(self.objective, prediction_type=kind)
+        self.objective = replace(self.objective, prediction_type=kind)  # type: ignore[arg-type]
         self.hparams["objective"]["prediction_type"] = kind
         cast_training_params(self.unet, torch.float32)
         if self.compute.gradient_checkpointing:

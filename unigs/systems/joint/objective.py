@@ -6,7 +6,6 @@ are functions of (seed, index) alone, so a resumed or re-scaled run sees the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,10 +13,10 @@ import torch
 from torch import nn
 
 from unigs.records import TASKS, Batch, UnigsError
-from unigs.seeds import derive_seed
 from unigs.systems.joint.conditions import Conditions
 from unigs.systems.joint.denoiser import denoise
 from unigs.systems.joint.towers import LATENT_CHANNELS
+from unigs.systems.noise import draw_noise, draw_timesteps
 from unigs.tasks import RECIPES
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
@@ -91,23 +90,6 @@ def measure_losses(
         snr = snr_weights(scheduler, timesteps, objective.min_snr_gamma, objective.snr_floor)
         losses = {name: loss * snr for name, loss in losses.items()}
     return losses
-
-
-def draw_noise(
-    seed: int, indices: Sequence[int], shape: Sequence[int], purpose: str
-) -> torch.Tensor:
-    """Standard normal float32 [B, *shape] on the CPU, one keyed generator per sample."""
-
-    def one(index: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(derive_seed(seed, int(index), purpose))
-        return torch.randn(tuple(shape), generator=generator)
-
-    return torch.stack([one(index) for index in indices])
-
-
-def draw_timesteps(seed: int, indices: Sequence[int], steps: int) -> torch.Tensor:
-    """Uniform timesteps int64 [B] in 0..steps-1, keyed like the noise."""
-    return torch.tensor([derive_seed(seed, int(i), "timestep") % steps for i in indices])
 
 
 def shift_timesteps(timesteps: torch.Tensor, steps: int, shift: float) -> torch.Tensor:

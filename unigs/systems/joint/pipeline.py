@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import nn
 
 from unigs.codec import Decoded, Decoder, Palette, decode_colormap, encode_colormap
 from unigs.codec.guided_filter import filter_colormap
@@ -30,35 +29,10 @@ from unigs.systems.joint.folders import check_digests, read_settings, write_dige
 from unigs.systems.joint.sampler import draw_ensemble, plan_passes, sample_streams
 from unigs.systems.joint.tokens import find_cut
 from unigs.systems.joint.towers import LATENT_CHANNELS, FrozenTowers
+from unigs.systems.pixels import fit_size, resize_labels, resize_pixels
 from unigs.systems.sampling import Sampling, read_remembered, resolve_sampling
 from unigs.tasks import RECIPES
 from unigs.weights import in_words
-
-
-def fit_size(height: int, width: int, resolution_px: int | None, multiple: int) -> tuple[int, int]:
-    """Model size of a picture: short side near ``resolution_px``, aspect kept, both multiples."""
-    scale = (resolution_px or min(height, width)) / min(height, width) / multiple
-    rows, cols = (max(1, round(side * scale)) * multiple for side in (height, width))
-    return rows, cols
-
-
-def resize_pixels(pixels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """uint8 [B, 3, H, W] to another size, antialiased bicubic; the same tensor if it fits."""
-    if tuple(pixels.shape[-2:]) == tuple(size):
-        return pixels
-    out = nn.functional.interpolate(
-        pixels.float(), size=tuple(size), mode="bicubic", antialias=True, align_corners=False
-    )
-    return out.round().clamp(0, 255).to(torch.uint8)
-
-
-def resize_labels(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Labels or masks [B, H, W] to another size, nearest; the dtype stays."""
-    rows, cols = (
-        ((torch.arange(new, device=labels.device) + 0.5) * old / new).long()
-        for new, old in zip(size, labels.shape[-2:])
-    )
-    return labels[:, rows[:, None], cols]
 
 
 class UniGSPipeline(DiffusionPipeline):
@@ -245,7 +219,7 @@ class UniGSPipeline(DiffusionPipeline):
         shape = (2 * LATENT_CHANNELS, *context.shape[-2:])
         size = 1 if RECIPES[task].draws_picture else how.ensemble_size
         colormaps = []
-        for noise in draw_ensemble(how.seed, indices, shape, size):
+        for noise in draw_ensemble(how.seed, indices, shape, size):  # type: ignore[arg-type]
             streams = sample_streams(
                 self.unet, self.scheduler, passes, noise.to(context.device), how, task * progress
             )

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from unigs.records import UnigsError
 from unigs.systems.joint.conditions import Conditions
 from unigs.systems.joint.denoiser import denoise, spread_streams
-from unigs.systems.joint.objective import draw_noise, given_streams
+from unigs.systems.joint.objective import given_streams
 from unigs.systems.joint.towers import FrozenTowers
+from unigs.systems.noise import draw_noise
 from unigs.systems.sampling import Sampling, Solver
 from unigs.tasks import RECIPES
 

@@ -13,18 +13,9 @@ import torch
 from torch import nn
 
 from unigs.systems.joint.tokens import as_utf8
+from unigs.systems.pixels import to_signed, to_uint8
 
 LATENT_CHANNELS = 4
-
-
-def to_signed(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 0..255 -> float32 -1..1."""
-    return pixels.float() / 127.5 - 1
-
-
-def to_uint8(signed: torch.Tensor) -> torch.Tensor:
-    """float -1..1 (clamped) -> uint8 0..255, rounded; the inverse of :func:`to_signed`."""
-    return ((signed.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 class FrozenTowers(nn.Module):

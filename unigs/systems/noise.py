@@ -1,0 +1,26 @@
+"""Noise and timesteps, keyed by (seed, index): a resumed or re-scaled run sees the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from unigs.seeds import derive_seed
+
+
+def draw_noise(
+    seed: int, indices: Sequence[int], shape: Sequence[int], purpose: str
+) -> torch.Tensor:
+    """Standard normal float32 [B, *shape] on the CPU, one keyed generator per sample."""
+
+    def one(index: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(seed, int(index), purpose))
+        return torch.randn(tuple(shape), generator=generator)
+
+    return torch.stack([one(index) for index in indices])
+
+
+def draw_timesteps(seed: int, indices: Sequence[int], steps: int) -> torch.Tensor:
+    """Uniform timesteps int64 [B] in 0..steps-1, keyed like the noise."""
+    return torch.tensor([derive_seed(seed, int(i), "timestep") % steps for i in indices])
