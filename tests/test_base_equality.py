@@ -11,10 +11,13 @@ import pytest
 import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from unigs.diffusion.base import load_components
-from unigs.diffusion.denoiser import widen_unet
-from unigs.diffusion.objective import draw_noise
-from unigs.pipeline import UniGSPipeline, make_sampler
+
+from unigs.systems.joint.base import load_components
+from unigs.systems.joint.denoiser import widen_unet
+from unigs.systems.joint.pipeline import UniGSPipeline
+from unigs.systems.joint.sampler import make_solver
+from unigs.systems.noise import draw_noise
+from unigs.systems.sampling import Sampling
 
 STEPS, SEED, INDICES, SIZE = 5, 3, [7, 8], (32, 64)
 WORDS = ["inpainting: generate star and sand.", "a red heart on grass"]
@@ -22,10 +25,13 @@ WORDS = ["inpainting: generate star and sand.", "a red heart on grass"]
 
 def sample_ours(pipeline, image, mask, guidance: float, solver: str) -> torch.Tensor:
     """uint8 [B, 3, H, W] of our pipeline; the only place that knows how it is called."""
-    options = {"steps": STEPS, "solver": solver, "guidance": guidance, "seed": SEED}
+    sampling = Sampling(
+        num_inference_steps=STEPS, solver=solver, guidance_scale=guidance, seed=SEED
+    )
     return pipeline(
-        "inpainting", image=image, coarse_mask=mask, prompt=WORDS, indices=INDICES, **options
-    ).image
+        "inpainting", image=image, coarse_mask=mask, prompt=WORDS, indices=INDICES,
+        sampling=sampling,
+    ).image  # fmt: skip
 
 
 def make_unet(config, in_channels: int) -> UNet2DConditionModel:
@@ -82,7 +88,7 @@ def sample_peer(parts, unets, monkeypatch):
         towers = parts.towers
         peer = kind(
             vae=towers.vae, text_encoder=towers.text_encoder, tokenizer=towers.tokenizer,
-            unet=unet, scheduler=make_sampler(parts.scheduler, solver), safety_checker=None,
+            unet=unet, scheduler=make_solver(parts.scheduler, solver, STEPS), safety_checker=None,
             feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
         peer.set_progress_bar_config(disable=True)

@@ -13,6 +13,7 @@ from unigs.codec import Palette
 from unigs.data import stack_samples
 from unigs.recipes.bases import make_base
 from unigs.records import TASKS, UnigsError
+from unigs.systems.balance import balance_sizes, known_share
 from unigs.systems.joint.base import load_components
 from unigs.systems.joint.conditions import (
     Conditions,
@@ -24,10 +25,8 @@ from unigs.systems.joint.conditions import (
 )
 from unigs.systems.joint.denoiser import denoise, join_inputs, spread_streams, widen_unet
 from unigs.systems.joint.objective import (
-    balance_sizes,
     branch_losses,
     given_streams,
-    known_share,
     regression_target,
     shift_timesteps,
     snr_weights,

@@ -12,7 +12,7 @@ from torch import nn
 
 from unigs.files import hash_file
 from unigs.metrics.clip_score import ClipScore, load_clip, score_pictures
-from unigs.metrics.extras import to_uint8
+from unigs.metrics.extras import check_pictures
 from unigs.metrics.frechet import (
     FrechetDistance,
     Statistics,
@@ -154,7 +154,7 @@ def test_bad_pictures_and_empty_sets_are_refused():
         (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "uint8 or float"),
     ):
         with pytest.raises(UnigsError, match=message):
-            to_uint8(images)
+            check_pictures(images)
     metric = FrechetDistance(TinyExtractor(), FEATURES)
     metric.update(random_pictures(4, 8))
     with pytest.raises(UnigsError, match="two real pictures; got 0"):

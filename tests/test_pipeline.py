@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 
-from unigs.codec import Palette, encode_colormap
+from unigs.codec import Palette, decode_dichotomy, encode_colormap
 from unigs.records import TASKS, UnigsError
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.joint.sampler import make_solver, sample_streams
@@ -303,3 +303,19 @@ def test_a_pass_that_weighs_nothing_is_not_made(pipeline, scales, passes):
     scales = {"guidance_scale": float(words), "entity_guidance_scale": float(entities)}
     seen = watch_passes(pipeline, labels=labels, num_inference_steps=1, **scales)
     assert len(seen) == passes
+
+
+def test_the_decoder_is_an_option_of_the_call_and_of_the_folder(pipeline, inputs):
+    call = {"image": inputs["image"][..., :48, :64], **FAST}
+    refined, plain = (
+        run(pipeline, "entity", decoder=name, **call) for name in ("refined", "dichotomy")
+    )
+    assert torch.equal(refined.colormap, plain.colormap)
+    expected = decode_dichotomy(plain.colormap)
+    assert torch.equal(plain.labels, expected.labels)
+    assert plain.scores == expected.scores
+    assert not torch.equal(refined.labels, plain.labels)
+    own = {"entity": {"decoder": "dichotomy"}}
+    other = UniGSPipeline(**pipeline.components, palette=PALETTE, sampling=own)
+    assert torch.equal(run(other, "entity", **call).labels, plain.labels)
+    assert torch.equal(run(other, "entity", decoder="refined", **call).labels, refined.labels)

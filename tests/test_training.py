@@ -18,9 +18,11 @@ from unigs.checkpoints import read_checkpoint, read_ema
 from unigs.codec import Palette
 from unigs.data import UniGSData, stack_samples
 from unigs.promises import PREEMPTED_EXIT_CODE, Preempted
+from unigs.promises.resume import describe_run
 from unigs.records import TASKS, UnigsError
+from unigs.runs import OtherRun
 from unigs.systems import UniGS
-from unigs.systems.joint.objective import balance_sizes
+from unigs.systems.balance import balance_sizes
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.load import load_system
 from unigs.systems.sampling import Sampling
@@ -370,3 +372,102 @@ def test_unigs_test_evaluates_the_average_by_the_protocol(fitted, base, shards, 
     results = json.loads((out / "tiny" / "results.json").read_text())
     assert results["model"] == "tiny"
     assert (out / "tiny" / "pictures.csv").read_text().count("\n") == 1 + 2 * len(TASKS)
+
+
+def test_noise_and_timesteps_follow_the_seed_of_the_data(base, shards):
+    """One home for the seed: the same pictures under another seed get other noise."""
+    model = make_model(base)
+    model.configure_model()
+    batches = []
+    for seed in (0, 1):
+        dataset = make_data(shards, seed=seed).make_dataset("train", True, {"entity": 1.0})
+        batches.append(stack_samples([dataset[i].sample for i in range(2)]))
+        assert batches[-1].seed == seed
+    first = model.losses(batches[0])["image"]
+    assert torch.equal(model.losses(batches[0])["image"], first)
+    batches[0].seed = 1
+    assert not torch.equal(model.losses(batches[0])["image"], first)
+
+
+@pytest.mark.parametrize(("asked", "painted"), [(None, 100), (30, 30), (101, None)])
+def test_as_many_entities_are_painted_as_the_palette_of_the_system_holds(
+    base, shards, tmp_path, asked, painted
+):
+    data = make_data(shards, tasks=TaskOptions(64, max_painted=asked))
+    model = make_model(base, palette=Palette("scaled", 5))
+    data.trainer = make_trainer(tmp_path)
+    data.trainer.strategy.connect(model)
+    if painted is None:
+        with pytest.raises(UnigsError, match=r"at most 100 entities.*got 101"):
+            data.max_painted  # noqa: B018
+    else:
+        dataset = data.make_dataset("train", True, {"entity": 1.0})
+        assert dataset.make_sample.keywords["options"].max_painted == painted
+    assert make_data(shards).max_painted == Palette().capacity  # no system, no limit of its own
+
+
+def test_options_of_before_the_records_are_read(base, tmp_path):
+    """A checkpoint's flat hyperparameters give the model that they gave."""
+    flat = {
+        "base": base, "revision": None, "prediction_type": "sample", "learning_rate": 3e-4,
+        "warmup_steps": 7, "decay_steps": None, "betas": (0.8, 0.9), "min_snr_gamma": 5.0,
+        "given_stream": "clamp", "sharpen": True, "palette": "scaled", "palette_cells": 5,
+        "channels_last": True, "towers_dtype": "bfloat16", "seed": 3,
+    }  # fmt: skip
+    model = UniGS.rebuild(flat, None, tmp_path)
+    assert model.palette == Palette("scaled", 5)
+    assert (model.objective.prediction_type, model.objective.min_snr_gamma) == ("sample", 5.0)
+    assert (model.optimizer.learning_rate, model.optimizer.warmup_steps) == (3e-4, 7)
+    assert (model.compute.channels_last, model.compute.towers_dtype) == (True, "bfloat16")
+    assert model.sampling == {"all": Sampling(given_stream="clamp", guided_filter=True)}
+    again = UniGS.rebuild(dict(model.hparams), None, tmp_path)
+    assert dict(again.hparams) == dict(model.hparams)
+
+
+def test_a_run_of_before_the_records_is_the_same_run(base, shards, tmp_path):
+    model = make_model(base, palette=Palette("scaled", 5))
+    run = describe_run(make_trainer(tmp_path), model, make_data(shards))
+    saved = {"system": "unigs.training.UniGS", "model.palette": "scaled", "model.palette_cells": 5}
+    assert not run.list_changes(saved, "refused")
+    saved |= {"model.palette_cells": 4, "model.learning_rate": 1.0}
+    assert run.list_changes(saved, "refused") == ["model.palette.cells 5 (saved with 4)"]
+    assert [words.split()[0] for words in run.list_changes(saved, "taken")] == [
+        "model.optimizer.learning_rate"
+    ]
+    with pytest.raises(OtherRun, match="system"):
+        run.refuse_other({"system": "unigs.judge.Judge"}, "the folder")
+
+
+def test_validation_decodes_with_both_decoders_in_one_call_each(base, shards, monkeypatch):
+    import unigs.codec.decode as decode
+
+    calls, shown, logged = [], [], {}
+    for name in ("decode_refined", "decode_dichotomy"):
+        real = getattr(decode, name)
+        spy = lambda maps, *a, _name=name, _real=real, **k: (
+            calls.append((_name, len(maps))) or _real(maps, *a, **k)
+        )
+        monkeypatch.setattr(decode, name, spy)
+    monkeypatch.setattr(
+        "unigs.callbacks.validation.draw_sheet", lambda titles, rows: shown.append((titles, rows))
+    )
+    callback = SampledValidation(ONE_STEP, pictures=1)
+    trainer = make_trainer(None, callbacks=[callback], enable_checkpointing=False)
+    model = make_model(base)
+    monkeypatch.setattr(
+        type(model), "log", lambda self, name, value, **k: logged.update({name: value})
+    )
+    trainer.validate(model, make_data(shards, samples_per_task=2, batch_size=2), verbose=False)
+    assert sorted(calls) == [("decode_dichotomy", 2)] * 4 + [("decode_refined", 2)] * 4
+    for task in TASKS:
+        assert {f"val/{task}/miou", f"val/{task}/miou_dichotomy"} <= logged.keys()
+    for titles, rows in shown:
+        assert titles == [
+            "condition",
+            "image",
+            "colormap",
+            "decoded masks",
+            "dichotomy",
+            "ground truth",
+        ]
+        assert all(len(tiles) == len(titles) for _, tiles in rows)

@@ -23,7 +23,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from unigs.files import hash_file
-from unigs.metrics.extras import find_weights, import_extra, to_uint8
+from unigs.metrics.extras import check_pictures, find_weights, import_extra
 from unigs.metrics.overlaps import to_grid
 from unigs.records import UnigsError
 
@@ -105,7 +105,7 @@ def score_pictures(clip: Clip, images: torch.Tensor, texts: Sequence[str]) -> np
             f"expected one text per picture; got {len(texts)} for {len(images)}; in the CLIP score"
         )
     device = next(clip.model.parameters()).device
-    rows = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
+    rows = check_pictures(images).permute(0, 2, 3, 1).cpu().numpy()
     batch = torch.stack([clip.preprocess(Image.fromarray(row)) for row in rows]).to(device)
     with torch.autocast(batch.device.type, enabled=False):
         seen: Any = clip.model.encode_image(batch)  # type: ignore[operator]

@@ -51,7 +51,7 @@ def find_weights(path: str | Path | None, option: str, what: str) -> Path:
     return found
 
 
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
+def check_pictures(images: torch.Tensor) -> torch.Tensor:
     """Pictures as uint8 [B, 3, H, W].
 
     Args:

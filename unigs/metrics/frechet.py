@@ -21,7 +21,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from unigs.files import hash_file, new_file
-from unigs.metrics.extras import find_weights, import_extra, to_uint8
+from unigs.metrics.extras import check_pictures, find_weights, import_extra
 from unigs.records import UnigsError
 
 INCEPTION_NAME = "inception-2015-12-05.pt"
@@ -117,7 +117,7 @@ def extract_features(extractor: nn.Module, images: torch.Tensor) -> torch.Tensor
     Raises:
         UnigsError: pictures with NaN or of another shape, features that are not finite.
     """
-    small = resize_clean(to_uint8(images)).to(images.device)
+    small = resize_clean(check_pictures(images)).to(images.device)
     with torch.autocast(small.device.type, enabled=False):
         features = extractor(small).double()
     if not torch.isfinite(features).all():

@@ -21,7 +21,7 @@ from scipy import ndimage
 from torch import nn
 
 from unigs.files import hash_file
-from unigs.metrics.extras import to_uint8
+from unigs.metrics.extras import check_pictures
 from unigs.records import UnigsError
 
 MASK2FORMER = "facebook/mask2former-swin-large-coco-panoptic"
@@ -71,7 +71,7 @@ class Segmenter(ABC):
         Raises:
             UnigsError: NaN, another shape.
         """
-        rows = list(to_uint8(images).cpu().numpy())
+        rows = list(check_pictures(images).cpu().numpy())
         device = next(self.model.parameters()).device
         inputs = self.processor(
             images=rows, input_data_format="channels_first", return_tensors="pt"

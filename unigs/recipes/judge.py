@@ -24,7 +24,7 @@ from transformers import (
 from unigs.data import UniGSData, list_names
 from unigs.records import Batch, UnigsError
 from unigs.shards.manifest import Manifest
-from unigs.systems.joint.objective import balance_sizes
+from unigs.systems.balance import balance_sizes
 from unigs.systems.pixels import to_signed
 from unigs.systems.system import Learner
 from unigs.tasks import speak_category

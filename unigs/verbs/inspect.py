@@ -81,7 +81,7 @@ def inspect_data(
         if shown:
             path = Path(out) / f"{source.name}-{source.split}.png"
             with explain_errors("to write a sheet", path):
-                write_bytes(path, encode_image(np.asarray(draw_sheet(shown)), "PNG"))
+                write_bytes(path, encode_image(np.asarray(tile_pairs(shown)), "PNG"))
             print(f"  sheet: {path}\n")
 
 
@@ -136,7 +136,7 @@ def format_tally(source: Source, tally: Tally) -> str:
     return "\n".join(lines)
 
 
-def draw_sheet(pairs: list[Image.Image]) -> Image.Image:
+def tile_pairs(pairs: list[Image.Image]) -> Image.Image:
     """Pairs of picture and masks, two pairs in a row."""
     rows = -(-len(pairs) // COLUMNS)
     cell_height = CELL_PX + CAPTION_PX

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
 
 from unigs.records import TASKS, Batch, UnigsError
+from unigs.systems.balance import balance_sizes, known_share
 from unigs.systems.joint.conditions import Conditions
 from unigs.systems.joint.denoiser import denoise
 from unigs.systems.joint.towers import LATENT_CHANNELS
@@ -40,7 +40,7 @@ class Objective:
         mask_timestep_shift: moves the timesteps of the tasks that only find masks towards noise,
             see ``shift_timesteps``; 1 leaves them uniform, as the paper's are.
         size_balance: 0 weighs the pixels of a picture alike (paper), 1 its entities; see
-            ``balance_sizes``.
+            ``systems.balance``.
     """
 
     prediction_type: PredictionType | None = None
@@ -138,44 +138,6 @@ def snr_weights(
     return {"epsilon": capped / snr, "v_prediction": capped / (snr + 1), "sample": capped}[kind]
 
 
-def known_share(ignored: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Part of each latent cell whose colormap is known: bool [B, H, W] -> float [B, 1, h, w]."""
-    return 1 - nn.functional.adaptive_avg_pool2d(ignored[:, None].float(), size)
-
-
-def balance_sizes(
-    labels: torch.Tensor,
-    size: tuple[int, int],
-    power: float,
-    coarse_mask: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Weights of the latent cells that favour small entities.
-
-    A pixel weighs as its region's part of the picture to the power of -``power``. At 0 all pixels
-    count alike, so a region counts by its area; at 1 all regions of a picture count alike, as
-    entities do in mIoU and AP. Each entity is a region, what is left of the coarse mask is one, and
-    so is the rest. Without the coarse mask's, a wrong mask would weigh little in a sample whose
-    answer is empty and much in one where it is right, so the network would paint when in doubt.
-
-    Args:
-        labels: int [B, H, W]; 0 is not painted.
-        size: h, w of the latent grid.
-        power: 0 or more.
-        coarse_mask: bool [B, 1, H, W], True is to be filled or searched; None: everywhere.
-
-    Returns:
-        float [B, 1, h, w] of mean 1 in each picture.
-    """
-    flat = labels.flatten(1).long() + 1
-    if coarse_mask is not None:
-        flat = flat * (coarse_mask.flatten(1) | (flat > 1))
-    area_px = flat.new_zeros(len(flat), int(flat.max()) + 1)
-    area_px.scatter_add_(1, flat, torch.ones_like(flat))
-    weight = area_px.gather(1, flat).view(labels.shape).float() ** -power
-    pooled = nn.functional.adaptive_avg_pool2d(weight[:, None], size)
-    return pooled / pooled.mean((1, 2, 3), keepdim=True)
-
-
 def given_streams(task: torch.Tensor) -> torch.Tensor:
     """Which streams equal the context, image and colormap: bool [B, 2] for int64 [B] tasks."""
     given = [RECIPES[TASKS[i]].given for i in task.tolist()]
@@ -194,7 +156,7 @@ def branch_losses(
         prediction, target: float [B, 8, h, w].
         known: float [B, 1, h, w] in 0..1; unknown cells of the colormap count as no error, so a
             sample weighs as much as is known of it.
-        weight: float [B, 1, h, w] of both streams' cells, see ``balance_sizes``.
+        weight: float [B, 1, h, w] of both streams' cells, see ``systems.balance``.
 
     Returns:
         Image and colormap losses, float32 [B] each.
