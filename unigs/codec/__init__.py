@@ -1,6 +1,28 @@
 """The mask codec: entity masks <-> colours (paper, Section 3.2)."""
 
-from unigs.codec.decode import Decoded, DecodeError, decode_colormap
-from unigs.codec.palette import PaletteError, encode_colormap
+from unigs.codec.decode import (
+    Decoded,
+    DecodeError,
+    Decoder,
+    Mode,
+    decode_colormap,
+    decode_dichotomy,
+    decode_kmeans,
+    decode_refined,
+)
+from unigs.codec.paint import encode_colormap
+from unigs.codec.palette import Palette, PaletteError
 
-__all__ = ["DecodeError", "Decoded", "PaletteError", "decode_colormap", "encode_colormap"]
+__all__ = [
+    "DecodeError",
+    "Decoded",
+    "Decoder",
+    "Mode",
+    "Palette",
+    "PaletteError",
+    "decode_colormap",
+    "decode_dichotomy",
+    "decode_kmeans",
+    "decode_refined",
+    "encode_colormap",
+]

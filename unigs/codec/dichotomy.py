@@ -47,7 +47,9 @@ def dichotomise(colours: Colours, points: Tensor, delta: float = 10) -> Tensor:
     clusters, pieces = (torch.stack((cluster[-1], piece[-1])) + 1).tolist()
     while True:
         tight = find_tight(moments, cluster, clusters, delta)
-        leaf[alive] = _pick(leaves + tight.cumsum(0) - 1, cluster)  # of the others, until they are tight
+        leaf[alive] = _pick(
+            leaves + tight.cumsum(0) - 1, cluster
+        )  # of the others, until they are tight
         leaves = leaves + tight.sum()
         open_ = _pick(~tight, cluster)
         piece = _part_pieces(piece, pieces, cluster, clusters)
@@ -161,34 +163,3 @@ def _choose_side(moments: Tensor, group: Tensor, halves: Tensor) -> Tensor:
     offset = ((high + low) * normal).sum(0, keepdim=True) / -2 - TIE
     plane = torch.cat((offset, normal))  # [1 + F, K]
     return _pick(plane, group).mul_(moments).sum(0) > 0
-def split_by_means(points: Tensor, count: Tensor, image: Tensor, clusters: list[int]) -> Tensor:
-    """K-means per image (the ablation of Table 8), from centres farthest apart; int64 [U].
-
-    Args:
-        points: float64 [F, U], snapped. count: float64 [U]. image: int64 [U], ascending.
-        clusters: K of each image; an image with fewer distinct colours gets one cluster per colour.
-    """
-    numbers: list[Tensor] = []
-    first = 0
-    for number, wanted in enumerate(clusters):
-        own = image == number
-        part, weight = points[:, own].t(), count[own]
-        centre = (weight[:, None] * part).sum(0, keepdim=True) / weight.sum()
-        apart = (part - centre).square().sum(1)
-        chosen: list[Tensor] = []
-        for _ in range(min(wanted, len(part))):
-            chosen.append(part[apart.argmax()])
-            near = (part - chosen[-1]).square().sum(1)
-            apart = near if len(chosen) == 1 else torch.minimum(apart, near)
-        centre, side = torch.stack(chosen), torch.full_like(weight, -1, dtype=torch.long)
-        for _ in range(300):
-            moved = torch.cdist(part, centre, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
-            if torch.equal(moved, side):
-                break
-            side = moved
-            size = sum_by(side, len(centre), weight)
-            mean = sum_by(side, len(centre), (weight[:, None] * part).t()) / size.clamp(min=1)
-            centre = torch.where(size[:, None] > 0, mean.t(), centre)
-        numbers.append(side + first)
-        first += len(centre)
-    return torch.cat(numbers).unique(return_inverse=True)[1]

@@ -34,7 +34,7 @@ PASSES = 3
 
 
 @torch.no_grad()
-def sharpen_colormap(colormap: Tensor, image: Tensor) -> Tensor:
+def filter_colormap(colormap: Tensor, image: Tensor) -> Tensor:
     """Average each pixel with those around it that have its colour in picture and colormap.
 
     The number of neighbours is the same at every size, so cost is linear in pixels.
@@ -53,7 +53,7 @@ def sharpen_colormap(colormap: Tensor, image: Tensor) -> Tensor:
         if tensor.dtype != torch.uint8 or tensor.dim() != 4 or tensor.shape != colormap.shape:
             raise UnigsError(
                 f"expected {name} uint8 {list(colormap.shape)}, got {tensor.dtype} "
-                f"{list(tensor.shape)}, in sharpen_colormap"
+                f"{list(tensor.shape)}, in filter_colormap"
             )
     height, width = colormap.shape[-2:]
     step = max(1, round(GRID * min(height, width)))
