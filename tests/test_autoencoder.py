@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unigs.autoencoder import Autoencoder, edge_loss
-from unigs.codec import decode_colormap, encode_colormap
+from unigs.codec import Palette, decode_colormap, encode_colormap
 from unigs.data import UniGSData
 from unigs.diffusion.base import AUTOENCODER, load_vae
 from unigs.diffusion.encoders import to_signed, to_uint8
@@ -35,10 +35,11 @@ def test_truth_through_palette_autoencoder_and_decoder_reaches_its_ceiling(vae, 
     if drawn:
         labels[labels > drawn] = 0
     with torch.no_grad():
-        passed = vae(to_signed(encode_colormap(labels, cells=7))).sample
+        passed = vae(to_signed(encode_colormap(labels, Palette(cells=7)))).sample
     mode = "foreground" if drawn else "entity"
     quality = EntityQuality()
-    quality.update(decode_colormap(to_uint8(passed), mode=mode, cells=7).labels, labels)
+    found = decode_colormap(to_uint8(passed), Palette(cells=7), mode=mode)
+    quality.update(found.labels, labels)
     assert quality.compute()["miou"] > ceiling
 
 

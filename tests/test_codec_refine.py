@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from scipy import ndimage
 from test_codec_palette import label_maps
+from unigs.codec.sharpness import measure_sharpness
 
 from unigs.codec import DecodeError, decode_colormap, encode_colormap
 from unigs.codec.decode import score_entities
 from unigs.codec.palette import cell_homes
 from unigs.codec.refine import Places, _locate, assign_borders, fill_holes, find_cores
 from unigs.codec.regions import label_regions
-from unigs.codec.sharpness import measure_sharpness
 
 
 def draw_cells(entities: int, seed: int, size: int = 128) -> torch.Tensor:

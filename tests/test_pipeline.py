@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 
-from unigs.codec import encode_colormap
+from unigs.codec import Palette, encode_colormap
 from unigs.diffusion.objective import draw_noise
 from unigs.pipeline import UniGSPipeline, fit_size, make_sampler, resize_labels, resize_pixels
 from unigs.records import TASKS, UnigsError
@@ -57,7 +57,7 @@ def test_every_task_answers_at_the_size_of_its_input(pipeline, inputs, task, giv
 def test_the_picture_sharpens_masks_only_where_it_is_given(pipeline, inputs, task, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "unigs.pipeline.sharpen_colormap",
+        "unigs.pipeline.filter_colormap",
         lambda colormap, image: seen.append(image) or torch.zeros_like(colormap),
     )
     plain, sharp = (
@@ -109,7 +109,7 @@ def test_clamping_returns_the_known_stream(pipeline, inputs):
     labels = torch.zeros(1, 64, 64, dtype=torch.int32)
     labels[:, 8:40, 8:50] = 1
     out = pipeline("synthesis", labels=labels, prompt="x", given_stream="clamp", **FAST)
-    painted = encode_colormap(labels, cells=5)
+    painted = encode_colormap(labels, Palette(cells=5))
     expected = pipeline.towers.decode_latents(pipeline.towers.encode_pixels(painted))
     torch.testing.assert_close(out.colormap, expected, rtol=0, atol=1)
 
@@ -121,7 +121,7 @@ def test_a_model_of_another_palette_paints_and_decodes_with_it(pipeline, palette
     labels = torch.zeros(1, 64, 64, dtype=torch.int32)
     labels[:, 8:40, 8:50] = 1
     out = other("synthesis", labels=labels, prompt="x", given_stream="clamp", indices=[3], **FAST)
-    painted = encode_colormap(labels, cells=5, assignment=palette, seeds=[3])
+    painted = encode_colormap(labels, Palette(palette, 5), seeds=[3])
     expected = other.towers.decode_latents(other.towers.encode_pixels(painted))
     torch.testing.assert_close(out.colormap, expected, rtol=0, atol=1)
 
@@ -225,7 +225,7 @@ def test_a_clamped_stream_is_its_renoised_truth_at_every_step(pipeline):
     labels = torch.zeros(1, 64, 64, dtype=torch.int32)
     labels[:, 8:40, 8:50] = 1
     seen = watch_passes(pipeline, labels=labels, given_stream="clamp", steps=3, **ONCE)
-    truth = pipeline.towers.encode_pixels(encode_colormap(labels, cells=5))
+    truth = pipeline.towers.encode_pixels(encode_colormap(labels, Palette(cells=5)))
     noise = draw_noise(0, [0], (8, *truth.shape[-2:]), "sampling")[:, 4:]
     assert len(seen) == 3
     for joined, step, *_ in seen:
@@ -247,8 +247,8 @@ def test_guidance_leads_away_from_no_words_and_from_no_entities(
     call = {"labels": labels, "given_stream": given_stream, "steps": 2, "solver": "ddim"}
     seen = watch_passes(pipeline, guidance=5, entity_guidance=3, **call)
     encode = pipeline.towers.encode_pixels
-    painted = encode(encode_colormap(labels, cells=5))
-    empty = encode(encode_colormap(torch.zeros_like(labels), cells=5))
+    painted = encode(encode_colormap(labels, Palette(cells=5)))
+    empty = encode(encode_colormap(torch.zeros_like(labels), Palette(cells=5)))
     noise = draw_noise(0, [0], (8, *empty.shape[-2:]), "sampling")[:, 4:]
     assert len(seen) == 6
     for place, (joined, t, words, _) in enumerate(seen):

@@ -20,13 +20,16 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
-from unigs.codec import decode_colormap
+from unigs.codec import Decoded, decode_dichotomy, decode_kmeans, decode_refined
+from unigs.codec.colours import Features
 from unigs.data import UniGSData
 from unigs.evaluation.judging import Judges
 from unigs.evaluation.predictors import PipelinePredictor, run_batch
@@ -139,24 +142,27 @@ def compare_decoders() -> None:
     maps, batches = [], list(data.val_dataloader())
     for batch in tqdm(batches, desc="sampling", unit="batch"):
         maps.append(run_batch(pipeline, batch).colormap)
-    rows: dict[str, dict[str, Any]] = {
-        "K-means, K = 3": {"decoder": "kmeans", "clusters": 3},
-        "K-means, K true": {"decoder": "kmeans", "clusters": None},
-        "dichotomy": {},
-        "dichotomy + refinement": {"refine": "palette", **pipeline.palette_options},
-        **{f"delta {delta}": {"delta": delta} for delta in (2, 5, 10, 20, 40)},
-        **{f"features {kind}": {"features": kind} for kind in ("rgb", "lab", "rgb+lab")},
+    decoders: dict[str, Callable[[Tensor, Tensor], Decoded]] = {
+        "K-means, K = 3": lambda colormap, _: decode_kmeans(colormap, 3),
+        "K-means, K true": lambda colormap, labels: decode_kmeans(
+            colormap, [len(one.unique()) for one in labels]
+        ),
+        "dichotomy": lambda colormap, _: decode_dichotomy(colormap),
+        "dichotomy + refinement": lambda colormap, _: decode_refined(colormap, pipeline.palette),
     }
+    for delta in (2, 5, 10, 20, 40):
+        decoders[f"delta {delta}"] = lambda colormap, _, d=delta: decode_dichotomy(
+            colormap, delta=d
+        )
+    for kind in get_args(Features):
+        decoders[f"features {kind}"] = lambda colormap, _, f=kind: decode_dichotomy(
+            colormap, features=f
+        )
     figures = {}
-    for name, options in rows.items():
+    for name, decode in decoders.items():
         quality = EntityQuality()
         for batch, colormap in zip(batches, maps):
-            labels = batch.labels
-            options = {"refine": None, **options}
-            if name.endswith("true"):
-                options["clusters"] = [len(one.unique()) for one in labels]
-            found = decode_colormap(colormap, **options)  # type: ignore[arg-type]
-            quality.update(found.labels, labels, batch.ignored)
+            quality.update(decode(colormap, batch.labels).labels, batch.labels, batch.ignored)
         figures[name] = {key: float(value) for key, value in quality.compute().items()}
         print(f"{name:24} {figures[name]}")
     write_json(OUT / "decode.json", figures)

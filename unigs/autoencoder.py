@@ -13,8 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-from unigs.codec import encode_colormap
-from unigs.codec.palette import MAX_CELLS
+from unigs.codec import Palette, encode_colormap
 from unigs.diffusion.base import load_vae, vae_config
 from unigs.diffusion.encoders import to_signed
 from unigs.learner import Learner
@@ -51,7 +50,7 @@ class Autoencoder(Learner):
         total_steps: int = 4000,
         kl_weight: float = 1e-6,
         edge_weight: float = 0.5,
-        palette_cells: int = MAX_CELLS,
+        palette_cells: int = 11,
         start_from: str | None = None,
         freeze_encoder: bool = False,
         latent_noise: float = 0.0,
@@ -87,7 +86,7 @@ class Autoencoder(Learner):
         self._latent_stds.append(float(posterior.mode().std()))
 
     def _pass(self, batch: Batch, sample: bool):
-        colormap = encode_colormap(batch.labels, cells=self.hp.palette_cells)
+        colormap = encode_colormap(batch.labels, Palette(cells=self.hp.palette_cells))
         target = to_signed(torch.cat([batch.image, colormap]))  # [2B, 3, H, W]
         posterior = self.vae.encode(target).latent_dist
         latent = posterior.sample() if sample else posterior.mode()

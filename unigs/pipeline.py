@@ -21,9 +21,8 @@ from diffusers import DDIMScheduler, DiffusionPipeline, UniPCMultistepScheduler
 from torch import nn
 from tqdm import tqdm
 
-from unigs.codec import decode_colormap, encode_colormap
-from unigs.codec.palette import MAX_CELLS
-from unigs.codec.sharpen import sharpen_colormap
+from unigs.codec import Palette, decode_colormap, encode_colormap
+from unigs.codec.guided_filter import filter_colormap
 from unigs.diffusion.base import load_folder
 from unigs.diffusion.conditions import check_inputs, list_prompts
 from unigs.diffusion.denoiser import denoise, is_joint
@@ -96,11 +95,11 @@ class UniGSPipeline(DiffusionPipeline):
         unet: stock ``UNet2DConditionModel``, 13 channels in, 8 out, 4 task rows.
         scheduler: the training ``DDPMScheduler``; samplers are built from its config.
         palette_cells: cells per side of the palette the model was trained with.
-        palette: how that palette assigns colours, a ``codec.palette.Assignment``.
+        palette: how that palette assigns colours, the kind of a ``codec.Palette``.
         given_stream: how it was trained to see a known stream: denoised like the other, or clamped
             to its re-noised truth.
         sharpen: give colormaps the picture's outlines before they are decoded, where the picture is
-            given; for pictures of flat colours, see ``codec.sharpen``.
+            given; for pictures of flat colours, see ``codec.guided_filter``.
 
     Example:
         >>> pipe = UniGSPipeline.from_pretrained("runs/quickstart/pipeline")  # doctest: +SKIP
@@ -121,7 +120,7 @@ class UniGSPipeline(DiffusionPipeline):
         tokenizer,
         unet,
         scheduler,
-        palette_cells: int = MAX_CELLS,
+        palette_cells: int = 11,
         palette: str = "location",  # not a Literal: the loader warns of annotations it cannot read
         given_stream: str = "denoise",
         sharpen: bool = False,
@@ -248,12 +247,12 @@ class UniGSPipeline(DiffusionPipeline):
             colormaps.append(painted.float())
         colormap = torch.stack(colormaps).mean(0).round().to(torch.uint8)
         mode = "foreground" if RECIPES[task].draws else "entity"
-        options = {"mode": mode, **self.palette_options, **(decode or {})}
+        options: dict[str, Any] = {"mode": mode, **(decode or {})}
         clear = colormap
         if keeps_image and (self.config.sharpen if sharpen is None else sharpen):
             guide = resize_pixels(image.to(colormap.device), inner)  # type: ignore[union-attr]
-            clear = sharpen_colormap(colormap, guide)
-        decoded = decode_colormap(clear, **options)
+            clear = filter_colormap(colormap, guide)
+        decoded = decode_colormap(clear, self.palette, **options)
         if keeps_image:
             picture = image.to(colormap.device)  # type: ignore[union-attr]
         else:
@@ -270,9 +269,9 @@ class UniGSPipeline(DiffusionPipeline):
         )
 
     @property
-    def palette_options(self) -> dict[str, Any]:
-        """Arguments of ``encode_colormap`` and ``decode_colormap`` for this model's palette."""
-        return {"cells": self.config.palette_cells, "assignment": self.config.palette}
+    def palette(self) -> Palette:
+        """How this model's colormaps are painted."""
+        return Palette(self.config.palette, self.config.palette_cells)
 
     @property
     def _multiple(self) -> int:
@@ -286,7 +285,7 @@ class UniGSPipeline(DiffusionPipeline):
         colormap = None
         if labels is not None and RECIPES[task].context == "colormap":
             fitted = resize_labels(labels.to(device), inner)
-            colormap = encode_colormap(fitted, seeds=indices, **self.palette_options)
+            colormap = encode_colormap(fitted, self.palette, seeds=indices)
         known = context_pixels(task, pixels, colormap, mask[:, None])  # float -1..1 [B, 3, H, W]
         context = self.towers.encode_pixels(known)
         prompts = list_prompts(task, prompt, batch)

@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from unigs.codec.palette import MAX_CELLS
 from unigs.records import TASKS, Annotated, Entity, TaskSample, UnigsError
 from unigs.seeds import rng as seeded_rng
 from unigs.transforms import apply_crop, center_crop, random_crop
@@ -77,7 +76,7 @@ class TaskOptions:
     extension: float = 0.4
     text_dropout: float = 0.1
     min_area: float = 1 / 1024
-    palette_cells: int = MAX_CELLS
+    palette_cells: int = 11
 
     def for_evaluation(self) -> TaskOptions:
         """The same without dropout and with at most 3 entities (Sec. 4)."""

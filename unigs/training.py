@@ -14,7 +14,7 @@ from diffusers.training_utils import cast_training_params
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from unigs.callbacks import read_ema
-from unigs.codec.palette import MAX_CELLS, Assignment
+from unigs.codec.palette import Kind, Palette
 from unigs.diffusion.base import load_components, resolve_prediction_type
 from unigs.diffusion.denoiser import denoise, widen_unet
 from unigs.diffusion.encoders import LATENT_CHANNELS, encode_batch
@@ -63,9 +63,9 @@ class UniGS(Learner):
         given_weight: of the loss of a given stream, beside its branch's weight (paper: 1). At 0 it
             is seen and not learnt, which is enough where it is clamped.
         sharpen: the pipeline decodes colormaps with the outlines of the given picture, see
-            ``codec.sharpen``; no part of the training.
+            ``codec.guided_filter``; no part of the training.
         palette: colour by place (paper), by place with neighbours alike (learnt sooner, few cells),
-            by place and size, or at random (ablation of Table 7); see ``codec.palette.Assignment``.
+            by place and size, or at random (ablation of Table 7); see ``codec.Palette``.
         palette_cells: cells per side of the palette; linked to the data's.
         gradient_checkpointing: recompute activations in the backward pass; about 30 % slower, far
             less memory.
@@ -107,8 +107,8 @@ class UniGS(Learner):
         given_stream: GivenStream = "denoise",
         given_weight: float = 1.0,
         sharpen: bool = False,
-        palette: Assignment = "location",
-        palette_cells: int = MAX_CELLS,
+        palette: Kind = "location",
+        palette_cells: int = 11,
         gradient_checkpointing: bool = False,
         compile: bool = False,
         channels_last: bool = False,
@@ -174,7 +174,7 @@ class UniGS(Learner):
         """Weighted mean squared errors of the image and the colormap stream, float32 [B] each."""
         hp = self.hp
         indices = batch.index.tolist()
-        palette = {"assignment": hp.palette, "cells": hp.palette_cells, "seeds": indices}
+        palette = {"palette": Palette(hp.palette, hp.palette_cells), "seeds": indices}
         latents = encode_batch(self.towers, batch, palette)
         clean = latents.streams  # [B, 8, h, w]
         noise = draw_noise(hp.seed, indices, clean.shape[1:], "noise").to(clean.device)

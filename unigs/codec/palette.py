@@ -4,9 +4,9 @@ In: the kind of a palette and its cells per side. Out: :class:`Palette`, which
 :mod:`unigs.codec.paint` paints with and :mod:`unigs.codec.refine` reads places from.
 
 Levels {0, 64, 128, 192, 255} per channel give 125 legal colours; black is background, 124 are
-entities'. The picture is cut into ``cells`` x ``cells`` cells. The paper does not say which cell has
-which colour: ``CELL_COLOURS`` is derived by ``tools/optimise_palette.py``. A coarser grid takes the
-table's upper left corner, where neighbours are the same as in the whole.
+entities'. The picture is cut into ``cells`` x ``cells`` cells. The paper does not say which cell
+has which colour: ``CELL_COLOURS`` is derived by ``tools/optimise_palette.py``. A coarser grid takes
+the table's upper left corner, where neighbours are the same as in the whole.
 """
 
 from __future__ import annotations

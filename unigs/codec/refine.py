@@ -34,12 +34,12 @@ the nearest of the true colours, can tell a blend from an entity. Four facts can
    drift, and the nearer of two plateaus puts the border at the middle of the slope, which is where
    it was before a symmetric blur.
 
-How much to smooth, and whether to look for blends at all, is read off each picture by
-:func:`unigs.codec.corruption.measure_corruption`: in an unblurred one a jump stands between two flat
-pixels, so that every pixel is a core and shapes of one pixel survive. A clean map therefore returns
-exactly. Where noise is small against the borders' own slopes (a small map out of a VAE), smoothing
-would cost entities a few pixels wide their cores: such a picture is read as it is, pixel by pixel,
-a slope is what is steep for its borders, and the least entity is a part of the picture.
+How much to smooth, and whether to look for blends at all, is read off each picture
+(:mod:`unigs.codec.corruption`): in an unblurred one a jump stands between two flat pixels, so that
+every pixel is a core and shapes of one pixel survive. A clean map therefore returns exactly. Where
+noise is small against the borders' own slopes (a small map out of a VAE), smoothing would cost
+entities a few pixels wide their cores: such a picture is read as it is, pixel by pixel, a slope is
+what is steep for its borders, and the least entity is a part of the picture.
 
 What is lost: an entity so thin or small that the blur leaves no extremum; two touching entities
 whose colours a corruption made one; an island dropped because it is small and out of place.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from unigs.codec.palette import MAX_CELLS, Assignment, cell_colours
+from unigs.codec.palette import Kind, Palette
 from unigs.diffusion.tokens import check_vocabulary
 from unigs.diffusion.weights import check_file, in_words, read_config
 from unigs.files import hash_file, write_json
@@ -41,13 +41,13 @@ def check_settings(settings: Mapping[str, Any], where: Path | str) -> None:
     Raises:
         UnigsError: names the setting.
     """
-    choices = {"palette": get_args(Assignment), "given_stream": get_args(GivenStream)}
+    choices = {"palette": get_args(Kind), "given_stream": get_args(GivenStream)}
     for name, value in settings.items():
         if name in choices:
             fits, expected = value in choices[name], f"one of {', '.join(choices[name])}"
         elif name == "palette_cells":
-            fits = type(value) is int and 1 <= value <= MAX_CELLS
-            expected = f"a whole number from 1 to {MAX_CELLS}"
+            fits = type(value) is int and 1 <= value <= 11
+            expected = "a whole number from 1 to 11"
         elif name == "sharpen":
             fits, expected = isinstance(value, bool), "true or false"
         else:
@@ -55,7 +55,7 @@ def check_settings(settings: Mapping[str, Any], where: Path | str) -> None:
         if not fits:
             raise UnigsError(f"expected {expected} for {name}, got {value!r}, at {where}")
     if "palette" in settings and "palette_cells" in settings:
-        cell_colours(settings["palette_cells"], assignment=settings["palette"])  # some have fewer
+        Palette(settings["palette"], settings["palette_cells"])  # some have fewer
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

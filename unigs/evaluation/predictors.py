@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from unigs.codec import decode_colormap, encode_colormap
+from unigs.codec import Palette, decode_colormap, encode_colormap
 from unigs.diffusion.encoders import FrozenTowers
 from unigs.pipeline import UniGSPipeline
 from unigs.records import TASKS, Batch, Prediction
@@ -85,16 +85,14 @@ class Oracle:
     """Ground truth -> palette -> decoder; with towers, through the VAE as well.
 
     Args:
-        palette: arguments of the codec: ``cells`` and ``assignment``.
+        palette: how colormaps are painted.
         towers: the frozen VAE; None leaves picture and colormap as they are.
     """
 
     tasks = TASKS
 
-    def __init__(
-        self, palette: dict[str, Any] | None = None, towers: FrozenTowers | None = None
-    ) -> None:
-        self.palette, self.towers = palette or {}, towers
+    def __init__(self, palette: Palette = Palette(), towers: FrozenTowers | None = None) -> None:
+        self.palette, self.towers = palette, towers
         self.name = "oracle" if towers is None else "oracle-vae"
 
     def __call__(self, batch: Batch) -> Prediction:
@@ -102,7 +100,7 @@ class Oracle:
             batch = batch.to(self.towers.vae.device)
         image, colormap = (
             batch.image,
-            encode_colormap(batch.labels, seeds=batch.index.tolist(), **self.palette),
+            encode_colormap(batch.labels, self.palette, seeds=batch.index.tolist()),
         )
         if self.towers is not None:
             image, colormap = (
@@ -110,7 +108,7 @@ class Oracle:
                 for pixels in (image, colormap)
             )
         mode = "foreground" if RECIPES[name_task(batch)].draws else "entity"
-        decoded = decode_colormap(colormap, mode=mode, **self.palette)  # type: ignore[arg-type]
+        decoded = decode_colormap(colormap, self.palette, mode=mode)  # type: ignore[arg-type]
         return Prediction(image, colormap, decoded.labels, decoded.scores)
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from unigs.codec.palette import MAX_CELLS
 from unigs.data import JOINT_SOURCES, UniGSData
 from unigs.evaluation.fingerprint import describe_predictor
 from unigs.evaluation.judging import Judges, draw_strip, judge_batch, take_features
@@ -195,7 +194,7 @@ def evaluate_models(
     source_weights: dict[str, dict[str, float]] = JOINT_SOURCES,
     split: str = "val",
     resolution_px: int = 512,
-    palette_cells: int = MAX_CELLS,
+    palette_cells: int = 11,
     min_area: float = TaskOptions.min_area,
     batch_size: int = 8,
     num_workers: int = 1,
@@ -325,7 +324,7 @@ def load_predictor(model: str, device: str, offline: bool, options: dict[str, An
         return load_mask2former(source, device, offline)
     pipeline = UniGSPipeline.load(source if kind == "oracle-vae" else model).to(device)
     if kind == "oracle-vae":
-        return Oracle(pipeline.palette_options, pipeline.towers)
+        return Oracle(pipeline.palette, pipeline.towers)
     return PipelinePredictor(pipeline, name_model(model), **options)
 
 
