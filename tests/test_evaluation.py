@@ -14,6 +14,7 @@ import torch
 from test_metrics_generation import TinyExtractor, save_tiny_mask2former
 from torch.utils.data import DataLoader
 
+from unigs.codec import Palette
 from unigs.data import UniGSData
 from unigs.evaluation.baselines import keep_named, load_inpainting, load_mask2former, split_names
 from unigs.evaluation.fingerprint import fingerprint
@@ -35,7 +36,7 @@ from unigs.pipeline import UniGSPipeline
 from unigs.records import TASKS, Prediction, UnigsError
 from unigs.tasks import TaskOptions, write_prompt
 
-PALETTE = {"cells": 5}
+PALETTE = Palette(cells=5)
 
 
 @pytest.fixture
@@ -277,7 +278,7 @@ def test_results_of_another_oracle_are_refused(data, tmp_path, pipeline):
     with pytest.raises(UnigsError, match=r"parts.towers.vae"):
         evaluate(Oracle(PALETTE, towers), data, tmp_path, samples_per_task=1)
     with pytest.raises(UnigsError, match=r"parts.palette.cells: 3 \(saved 5\)"):
-        evaluate(Oracle({"cells": 3}, pipeline.towers), data, tmp_path, samples_per_task=1)
+        evaluate(Oracle(Palette(cells=3), pipeline.towers), data, tmp_path, samples_per_task=1)
 
 
 @pytest.mark.parametrize(
