@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
 from unigs.codec import Palette, PaletteError
 from unigs.codec.colours import colour_features
@@ -53,6 +54,15 @@ def test_a_palette_is_a_value() -> None:
     assert len({Palette(kind, 5) for kind in get_args(Kind) for _ in range(2)}) == 4
     with pytest.raises(dataclasses.FrozenInstanceError):
         Palette().cells = 3  # type: ignore[misc]
+
+
+def test_the_command_line_sets_one_field_of_a_default() -> None:
+    def paint(palette: Palette = Palette(cells=5)) -> None: ...
+
+    parser = ArgumentParser()
+    parser.add_function_arguments(paint)
+    palette = parser.parse_args(["--palette.kind=scaled"]).palette
+    assert Palette(**palette.as_dict()) == Palette("scaled", 5)
 
 
 def test_the_nearest_legal_colour_is_the_nearest() -> None:

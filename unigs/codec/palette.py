@@ -31,7 +31,7 @@ class PaletteError(UnigsError):
     """A palette that there is none of, or labels that it cannot paint."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: the command line reads defaults by their __dict__
 class Palette:
     """How entities get their colours.
 
