@@ -1,14 +1,15 @@
-"""Laws of the plain dichotomy: equal to a per-pixel reference, exact, deterministic, batch-free."""
+"""Laws of dichotomy and k-means: equal to a per-pixel reference, exact, batch-free, few waits."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
-from unigs.codec import DecodeError, decode_colormap, encode_colormap
+from unigs.codec import decode_dichotomy, decode_kmeans, dichotomy, encode_colormap
 from unigs.codec.colours import collect_colours, colour_features
-from unigs.codec.dichotomy import TIE, dichotomise
+from unigs.codec.dichotomy import ROUNDS, TIE, dichotomise
 
 
 def noisy_map(seed: int, size: int = 48, entities: int = 6, sigma: float = 6) -> torch.Tensor:
@@ -108,12 +109,58 @@ def test_every_stop_obeys_the_rule_on_all_pixels(seed: int) -> None:
 
 def test_clusters_do_not_depend_on_the_batch() -> None:
     maps = torch.stack([noisy_map(seed, sigma=3 * seed) for seed in range(4)])
-    alone = [decode_colormap(one, refine=None) for one in maps]
+    alone = [decode_dichotomy(one) for one in maps]
     order = [2, 0, 3, 1]
-    together = decode_colormap(maps[order], refine=None)
+    together = decode_dichotomy(maps[order])
     for row, image in enumerate(order):
         assert torch.equal(together.labels[row], alone[image].labels[0])
         assert together.scores[row] == alone[image].scores[0]
+
+
+class HostWaits(TorchFunctionMode):
+    """Counts operations whose outcome the host must know before it can go on."""
+
+    NAMES = (
+        "tolist", "item", "numpy", "cpu", "to", "__int__", "__float__", "__bool__", "__index__",
+        "nonzero", "argwhere", "unique", "_unique2", "unique_consecutive", "masked_select",
+        "equal", "allclose", "bincount",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        indexed = func.__name__ in ("__getitem__", "__setitem__")
+        masks = args[1] if indexed and isinstance(args[1], tuple) else args[1:2]
+        mask = indexed and any(getattr(one, "dtype", None) is torch.bool for one in masks)
+        self.count += mask or func.__name__ in self.NAMES
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_per_depth_and_per_few_rounds_and_never_per_cluster(monkeypatch) -> None:
+    """On a GPU each wait empties the queue: one for the sizes of a depth, one per look."""
+    calls = {"find_tight": 0, "_choose_side": 0}
+
+    def tally(name: str) -> None:
+        call = getattr(dichotomy, name)
+
+        def counted(*args):
+            calls[name] += 1
+            return call(*args)
+
+        monkeypatch.setattr(dichotomy, name, counted)
+
+    colours = collect_colours(torch.stack([noisy_map(seed, sigma=4) for seed in range(3)]))
+    points = colour_features(colours.rgb)
+    tally("find_tight")
+    tally("_choose_side")
+    with HostWaits() as waits:
+        leaf = dichotomise(colours, points)
+    depths = calls["find_tight"]
+    looks = (calls["_choose_side"] - (depths - 1)) // ROUNDS  # the last sides are of no round
+    assert waits.count == 1 + depths + looks
+    assert int(leaf.max()) > 100
 
 
 def test_a_squared_rule_would_shatter_what_the_plain_one_keeps() -> None:
@@ -121,43 +168,23 @@ def test_a_squared_rule_would_shatter_what_the_plain_one_keeps() -> None:
     generator = torch.Generator().manual_seed(0)
     picture = encode_colormap(labels).float()
     picture += 2 * torch.randn(picture.shape, generator=generator)
-    found = decode_colormap(picture.clamp(0, 255).round().byte(), refine=None)
+    found = decode_dichotomy(picture.clamp(0, 255).round().byte())
     assert same_partition(found.labels[0].numpy(), labels.numpy())
 
 
 def test_kmeans_with_the_true_number_finds_flat_entities() -> None:
     labels = torch.tensor([[1, 2, 3], [4, 5, 5]]).repeat_interleave(8, 0).repeat_interleave(8, 1)
     colormap = encode_colormap(torch.stack((labels, labels.clamp(max=3))))
-    found = decode_colormap(colormap, refine=None, decoder="kmeans", clusters=[5, 3]).labels
+    found = decode_kmeans(colormap, [5, 3]).labels
     assert same_partition(found[0].numpy(), labels.numpy())
     assert same_partition(found[1].numpy(), labels.clamp(max=3).numpy())
-    three = decode_colormap(colormap, refine=None, decoder="kmeans", clusters=3).labels
+    three = decode_kmeans(colormap, 3).labels
     assert [int(image.max()) for image in three] == [3, 3]
 
 
 def test_kmeans_partition_is_a_fixed_point() -> None:
     colormap = noisy_map(1)
-    label = decode_colormap(colormap, refine=None, decoder="kmeans", clusters=4).labels[0].ravel()
+    label = decode_kmeans(colormap, 4).labels[0].ravel()
     points = torch.from_numpy(pixel_features(colormap, "rgb+lab"))
     centres = torch.stack([points[label == k].mean(0) for k in range(1, 5)])
     assert torch.equal(torch.cdist(points, centres).argmin(1) + 1, label.long())
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"delta": 0},
-        {"delta": 5},  # would be ignored by the refinement
-        {"features": "lab"},
-        {"refine": None, "features": "hsv"},
-        {"refine": "spatial"},
-        {"mode": "panoptic"},
-        {"refine": None, "decoder": "kmeans"},
-        {"refine": None, "clusters": 3},
-        {"refine": None, "decoder": "kmeans", "clusters": [3, 3]},
-        {"refine": None, "decoder": "kmeans", "clusters": 0},
-    ],
-)
-def test_wrong_options_are_named(options: dict) -> None:
-    with pytest.raises(DecodeError, match=r"expected .* got .* in decode_colormap"):
-        decode_colormap(torch.zeros(3, 4, 4, dtype=torch.uint8), **options)

@@ -1,186 +1,109 @@
-"""Laws of painting: every entity its own colour, by place, whatever the labels' numbers."""
+"""Laws of palettes: what each kind allows, how many entities it has room for, where they belong."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import get_args
+
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
 
-from unigs.codec import PaletteError, encode_colormap
+from unigs.codec import Palette, PaletteError
 from unigs.codec.colours import colour_features
-from unigs.codec.palette import MAX_CELLS, SIZES, cell_colours, cell_homes, legal_colours
-from unigs.records import Skips
+from unigs.codec.palette import SIZES, Kind, legal_colours, nearest_legal
 
 
-@st.composite
-def label_maps(draw: st.DrawFn, most: int = 121) -> torch.Tensor:
-    """Label maps of any shape: speckle, blocks or few pixels; int64 [H, W] with gaps allowed."""
-    height, width = draw(st.integers(1, 24)), draw(st.integers(1, 24))
-    entities, block = draw(st.integers(1, most)), draw(st.integers(1, 6))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    coarse = (-(-height // block), -(-width // block))
-    labels = torch.randint(0, entities + 1, coarse, generator=generator)
-    labels = labels.repeat_interleave(block, 0).repeat_interleave(block, 1)
-    return labels[:height, :width].contiguous()
+@pytest.mark.parametrize(
+    ("kind", "cells", "capacity"),
+    [
+        ("location", 11, 121), ("location", 7, 49), ("location", 1, 1), ("gradient", 5, 25),
+        ("gradient", 2, 4), ("scaled", 5, 100), ("scaled", 1, 4), ("random", 11, 124),
+        ("random", 3, 124),
+    ],
+)  # fmt: skip
+def test_a_palette_has_room_for_its_colours_and_none_is_black(kind, cells, capacity) -> None:
+    palette = Palette(kind, cells)
+    assert palette.capacity == capacity
+    colours, homes = palette.colours(), palette.homes()
+    assert len(colours) == len(colours.unique()) == capacity
+    assert 1 <= int(colours.min()) <= int(colours.max()) <= 124
+    assert homes is None if kind == "random" else len(homes) == capacity
 
 
-def colours_by_label(labels: torch.Tensor, colormap: torch.Tensor) -> dict[int, tuple[int, ...]]:
-    """The one colour of each label; fails if a label has two."""
-    found = {}
-    for label in labels.unique().tolist():
-        (colour,) = colormap[:, labels == label].unique(dim=1).t().tolist()
-        found[label] = tuple(colour)
-    return found
+@pytest.mark.parametrize(
+    ("kind", "cells", "told"),
+    [
+        ("spiral", 5, r"expected kind in \('location', .*\), got 'spiral', in Palette"),
+        ("location", 0, r"expected 1\.\.11 cells per side, got 0, in the location palette"),
+        ("location", 12, r"1\.\.11 cells .* got 12"),
+        ("random", 12, r"1\.\.11 cells .* got 12"),
+        ("gradient", 6, r"1\.\.5 cells per side, got 6, in the gradient palette"),
+        ("scaled", 6, r"1\.\.5 cells per side, got 6, in the scaled palette"),
+        ("location", 7.0, r"got 7\.0"),
+        ("location", True, "got True"),
+    ],
+)
+def test_palettes_that_do_not_exist_are_named(kind, cells, told) -> None:
+    with pytest.raises(PaletteError, match=told):
+        Palette(kind, cells)
 
 
-@settings(max_examples=60, deadline=None)
-@given(label_maps())
-def test_every_entity_has_a_legal_colour_of_its_own(labels: torch.Tensor) -> None:
-    found = colours_by_label(labels, encode_colormap(labels))
-    assert len(set(found.values())) == len(found)
-    legal = {tuple(colour) for colour in legal_colours().tolist()}
-    assert set(found.values()) <= legal
-    assert found.get(0, (0, 0, 0)) == (0, 0, 0)
-    assert all(colour != (0, 0, 0) for label, colour in found.items() if label)
+def test_a_palette_is_a_value() -> None:
+    assert Palette() == Palette("location", 11)
+    assert len({Palette(kind, 5) for kind in get_args(Kind) for _ in range(2)}) == 4
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Palette().cells = 3  # type: ignore[misc]
 
 
-@settings(max_examples=30, deadline=None)
-@given(label_maps(), st.integers(0, 2**31))
-def test_colours_do_not_depend_on_the_numbers_of_entities(labels: torch.Tensor, seed: int) -> None:
-    order = torch.randperm(121, generator=torch.Generator().manual_seed(seed)) + 1
-    renamed = torch.cat((torch.zeros(1, dtype=torch.long), order))[labels]
-    assert torch.equal(encode_colormap(renamed), encode_colormap(labels))
+def test_the_command_line_sets_one_field_of_a_default() -> None:
+    def paint(palette: Palette = Palette(cells=5)) -> None: ...
+
+    parser = ArgumentParser()
+    parser.add_function_arguments(paint)
+    palette = parser.parse_args(["--palette.kind=scaled"]).palette
+    assert Palette(**palette.as_dict()) == Palette("scaled", 5)
 
 
-def test_colours_do_not_depend_on_the_batch() -> None:
+def test_the_nearest_legal_colour_is_the_nearest() -> None:
     generator = torch.Generator().manual_seed(0)
-    maps = torch.randint(0, 60, (4, 20, 30), generator=generator)
-    maps[1].clamp_(max=3)
-    together = encode_colormap(maps)
-    assert all(torch.equal(together[i], encode_colormap(maps[i])) for i in range(4))
-
-
-@pytest.mark.parametrize("cells", [1, 7, 11])
-def test_an_entity_alone_in_its_cell_gets_the_cells_colour(cells: int) -> None:
-    size = 4 * cells
-    for cell in range(cells * cells):
-        row, column = divmod(cell, cells)
-        labels = torch.zeros(size, size, dtype=torch.int32)
-        labels[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 9
-        (colour,) = {
-            c
-            for k, c in colours_by_label(labels, encode_colormap(labels, cells=cells)).items()
-            if k
-        }
-        assert colour == tuple(legal_colours()[cell_colours(cells)[cell]].tolist())
-
-
-def test_on_a_clash_the_larger_stays_and_the_smaller_goes_to_the_nearest_free_cell() -> None:
-    labels = torch.zeros(110, 110, dtype=torch.long)
-    labels[50:60, 50:60] = 1  # cell (5, 5)
-    labels[52:56, 56:59] = 2  # inside it, centre right of its middle: (5, 6) is nearest
-    labels[52:58, 61:69] = 3  # at home in (5, 6), and larger than 2: 2 must go on
-    home = cell_colours().view(11, 11)
-    found = colours_by_label(labels, encode_colormap(labels))
-    number = {label: legal_colours().tolist().index(list(c)) for label, c in found.items()}
-    assert number[1] == home[5, 5]
-    assert number[3] == home[5, 6]
-    assert number[2] == home[4, 5]  # the centre lies above the cell's middle
-    paper = colours_by_label(labels, encode_colormap(labels, collisions="paper"))
-    assert paper[1] == paper[2] != paper[3]
-
-
-def test_full_board_of_121_and_one_too_many() -> None:
-    labels = torch.arange(122).repeat(3, 1)
-    assert len(set(colours_by_label(labels, encode_colormap(labels)).values())) == 122
-    labels = torch.arange(123).repeat(3, 1)
-    labels[2, 50] = 49  # entity 50 is the smallest
-    with pytest.raises(PaletteError, match="at most 121 entities, got 122, in image 0"):
-        encode_colormap(labels)
-    skips = Skips()
-    found = colours_by_label(labels, encode_colormap(labels, overflow="drop", skips=skips))
-    assert skips.total == 1
-    assert found[50] == (0, 0, 0)
-    assert len(set(found.values())) == 122
-
-
-def test_random_colours_are_distinct_and_a_function_of_the_seed() -> None:
-    labels = torch.arange(1, 41).view(2, 4, 5)
-    one = encode_colormap(labels, assignment="random", seeds=[3, 4])
-    assert len(set(colours_by_label(labels[0], one[0]).values())) == 20
-    assert torch.equal(one[1], encode_colormap(labels[1], assignment="random", seeds=[4]))
-    assert not torch.equal(one, encode_colormap(labels, assignment="random", seeds=[5, 4]))
-    with pytest.raises(PaletteError, match="2 seeds, one per image, got none"):
-        encode_colormap(labels, assignment="random")
+    rgb = torch.randint(0, 256, (500, 3), generator=generator).float()
+    apart = (rgb[:, None] - legal_colours().float()).abs()
+    chosen = apart[torch.arange(500), nearest_legal(rgb.t()[None])[0]]
+    # 255 is one nearer to 192 than steps are wide: a channel half way may go up.
+    assert (chosen - apart.amin(1) <= 1).all()
+    assert torch.equal(nearest_legal(legal_colours().t()[None].float()), torch.arange(125)[None])
 
 
 def test_a_gradient_follows_the_place_and_tells_every_cell_apart() -> None:
     """Moving an entity to the right adds red, moving it down adds green, nothing else changes."""
     for cells in range(1, 6):
-        numbers = cell_colours(cells, assignment="gradient").view(cells, cells)
+        numbers = Palette("gradient", cells).colours().view(cells, cells)
         assert len(numbers.unique()) == cells**2
         rgb = legal_colours()[numbers].int()  # [cells, cells, 3]
         assert (rgb.diff(dim=1)[..., 0] > 0).all()
         assert (rgb.diff(dim=1)[..., 1:] == 0).all()
         assert torch.equal(rgb[..., 1], rgb[..., 0].t())
         assert (rgb[..., 2] == 128).all()
-    with pytest.raises(PaletteError, match=r"1\.\.5 cells"):
-        cell_colours(6, assignment="gradient")
-
-
-def draw_squares(*squares: tuple[int, int, int], side: int = 60) -> torch.Tensor:
-    """Labels 1, 2, ... of squares (top, left, side), later ones on top of earlier ones."""
-    labels = torch.zeros(side, side, dtype=torch.long)
-    for label, (top, left, width) in enumerate(squares, 1):
-        labels[top : top + width, left : left + width] = label
-    return labels
-
-
-@pytest.mark.parametrize("place", range(0, 46, 5))
-def test_scaled_tells_a_thing_from_what_it_lies_on_wherever_it_lies(place: int) -> None:
-    labels = draw_squares((0, 0, 60), (place, 20, 14))
-    colours = colours_by_label(labels, encode_colormap(labels, assignment="scaled", cells=5))
-    assert colours[2][2] - colours[1][2] >= 128  # blue
-
-
-def test_scaled_loses_blue_as_an_entity_grows_past_whole_cells() -> None:
-    """Twelve pixels are one of five cells: classes change at 12, 24 and 36 and nowhere else."""
-    blues = {}
-    for width in range(2, 61):
-        labels = draw_squares((30 - width // 2, 30 - width // 2, width))
-        painted = encode_colormap(labels, assignment="scaled", cells=5)
-        blues[width] = colours_by_label(labels, painted)[1][2]
-    assert [w for w in range(3, 61) if blues[w] < blues[w - 1]] == [12, 24, 36]
-    assert len(set(blues.values())) == SIZES
-
-
-def test_scaled_keeps_two_entities_of_one_place_and_size_apart() -> None:
-    labels = draw_squares((20, 20, 20), (22, 22, 16))
-    labels[25:35, 25:35] = 1  # a ring in a frame: one centre, areas of one class
-    for collisions, colours in (("nearest", 2), ("paper", 1)):
-        painted = encode_colormap(labels, "scaled", collisions, cells=5)
-        found = colours_by_label(labels, painted)
-        assert len({found[1], found[2]}) == colours
 
 
 def test_scaled_numbers_are_distinct_and_have_homes_in_order() -> None:
     for cells in range(1, 6):
-        numbers = cell_colours(cells, assignment="scaled")
-        homes = cell_homes(cells, assignment="scaled")
-        assert len(numbers.unique()) == len(numbers) == len(homes) == SIZES * cells**2
+        numbers = Palette("scaled", cells).colours()
+        homes = Palette("scaled", cells).homes()
+        assert len(numbers.unique()) == len(numbers) == SIZES * cells**2
+        assert homes is not None
+        assert len(homes) == len(numbers)
         assert (numbers > 0).all()
         rgb = legal_colours()[numbers].double()
         for channel, axis, sign in ((0, 1, 1), (1, 0, 1), (2, 2, -1)):  # red by column, ...
             order = homes[:, axis].argsort(stable=True)
             assert (sign * rgb[order, channel].diff() >= 0).all()
-    with pytest.raises(PaletteError, match=r"1\.\.5 cells"):
-        cell_colours(6, assignment="scaled")
 
 
 def test_neighbouring_cells_are_far_apart_in_lab_and_black_far_from_all() -> None:
     lab = colour_features(legal_colours(), "lab").t()
-    grid = cell_colours().view(MAX_CELLS, MAX_CELLS)
+    grid = Palette().colours().view(11, 11)
     lexical = torch.arange(1, 122).view(11, 11)
 
     def least(table: torch.Tensor) -> float:
@@ -193,22 +116,3 @@ def test_neighbouring_cells_are_far_apart_in_lab_and_black_far_from_all() -> Non
     left_out = set(range(1, 125)) - set(grid.view(-1).tolist())
     darkest = legal_colours().double().norm(dim=1)[1:].argsort()[:3] + 1
     assert left_out == set(darkest.tolist())
-
-
-@pytest.mark.parametrize(
-    ("labels", "told"),
-    [
-        (torch.zeros(4), r"\[B, H, W\] or \[H, W\], got \[4\]"),
-        (torch.zeros(1, 2, 4, 4, dtype=torch.long), r"got \[1, 2, 4, 4\]"),
-        (torch.zeros(4, 4), "integer labels, got torch.float32"),
-        (torch.full((4, 4), -1), ">= 0, got -1"),
-    ],
-)
-def test_wrong_labels_are_named(labels: torch.Tensor, told: str) -> None:
-    with pytest.raises(PaletteError, match=told):
-        encode_colormap(labels)
-
-
-def test_empty_inputs_are_painted_empty() -> None:
-    assert encode_colormap(torch.zeros(0, 4, 5, dtype=torch.long)).shape == (0, 3, 4, 5)
-    assert encode_colormap(torch.zeros(2, 0, 5, dtype=torch.long)).shape == (2, 3, 0, 5)

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from scipy import ndimage
-from test_codec_palette import label_maps
+from test_codec_paint import label_maps
 
-from unigs.codec import DecodeError, decode_colormap, encode_colormap
+from unigs.codec import (
+    DecodeError,
+    Decoder,
+    Mode,
+    Palette,
+    decode_colormap,
+    decode_dichotomy,
+    decode_kmeans,
+    decode_refined,
+    encode_colormap,
+)
+from unigs.codec.corruption import measure_corruption
 from unigs.codec.decode import score_entities
-from unigs.codec.palette import cell_homes
-from unigs.codec.refine import Places, _locate, assign_borders, fill_holes, find_cores
+from unigs.codec.refine import _is_near, _locate, assign_borders, fill_holes, find_cores
 from unigs.codec.regions import label_regions
-from unigs.codec.sharpness import measure_sharpness
+
+DECODERS = get_args(Decoder)
 
 
 def draw_cells(entities: int, seed: int, size: int = 128) -> torch.Tensor:
@@ -64,25 +77,31 @@ def test_round_trip_of_clean_maps(labels: torch.Tensor) -> None:
 @settings(max_examples=40, deadline=None)
 @given(label_maps())
 def test_entity_mode_is_a_full_partition(labels: torch.Tensor) -> None:
-    for refine in ("palette", None):
-        found = decode_colormap(encode_colormap(labels), refine=refine).labels[0]
+    for decoder in DECODERS:
+        found = decode_colormap(encode_colormap(labels), decoder=decoder).labels[0]
         assert found.unique().tolist() == list(range(1, int(found.max()) + 1))
     if int(labels.min()) > 0:
         assert same_entities(decode_colormap(encode_colormap(labels)).labels[0], labels)
 
 
 @pytest.mark.parametrize(
-    ("cells", "assignment"),
-    [(7, "location"), (11, "location"), (5, "gradient"), (5, "scaled"), (11, "random")],
+    "palette",
+    [Palette(cells=7), Palette(), Palette("gradient", 5), Palette("scaled", 5), Palette("random")],
 )
-def test_round_trip_with_other_grids_and_assignments(cells: int, assignment) -> None:
+def test_round_trip_with_every_palette(palette: Palette) -> None:
     labels = draw_cells(10, seed=1)
-    palette = {"cells": cells, "assignment": assignment}
-    colormap = encode_colormap(labels, seeds=[5], **palette)
+    colormap = encode_colormap(labels, palette, seeds=[5])
     for sigma, noise in ((0, 0), (1.0, 4)):
-        found = decode_colormap(corrupt(colormap, sigma, noise), **palette)
+        found = decode_colormap(corrupt(colormap, sigma, noise), palette)
         assert best_ious(labels, found.labels[0]).mean() > 0.95
         assert int(found.labels.max()) == 10
+
+
+@pytest.mark.parametrize("entities", [60, 100])
+def test_scaled_paints_and_decodes_as_many_entities_as_it_has_colours(entities: int) -> None:
+    palette, labels = Palette("scaled", 5), draw_cells(entities, seed=entities)
+    found = decode_colormap(encode_colormap(labels, palette), palette).labels[0]
+    assert same_entities(found, labels)
 
 
 @pytest.mark.parametrize(("blue", "entities"), [(255, 2), (64, 1)])
@@ -91,18 +110,20 @@ def test_a_speck_in_the_colour_of_a_large_entity_is_none(blue: int, entities: in
     picture[:2] = 192  # of a large entity, a cell away
     picture[:, 46:54, 46:54] = torch.tensor([128.0, 128.0, blue])[:, None, None]
     colormap = corrupt(picture.byte(), 1.0, 8)
-    found = decode_colormap(colormap, cells=5, assignment="scaled").labels[0]
+    found = decode_colormap(colormap, Palette("scaled", 5)).labels[0]
     assert int(found.max()) == entities
 
 
 @pytest.mark.parametrize("side", [1, 2, 4])
 def test_a_square_of_some_cells_is_as_large_as_its_side(side: int) -> None:
-    """Of a picture of 50 x 50 pixels and 5 x 5 cells, with its centre at row 2 and column 3."""
-    area = (10.0 * side) ** 2
-    sums = torch.tensor([[2 * area, 3 * area, area]], dtype=torch.double)
-    for assignment, known in (("scaled", [2, 3, side]), ("gradient", [2, 3])):
-        places = Places(torch.empty(0), cell_homes(5, assignment=assignment), 5)
-        assert _locate(sums, 2500, places).tolist() == [known]
+    """Of a picture of 50 x 200 pixels and 5 x 5 cells, with its centre at row 2 and column 3."""
+    area = (20.0 * side) ** 2
+    sums = torch.tensor([[20 * area, 120 * area, area]], dtype=torch.double)
+    place = _locate(sums, 5, (50, 200))
+    assert place.tolist() == [[2, 3, side]]
+    homes = torch.tensor([[2.5, 3.5, side + 1.4], [2.5, 3.5, side + 1.6]], dtype=torch.double)
+    assert _is_near(place, homes).tolist() == [[True, False]]
+    assert _is_near(place, homes[:, :2]).tolist() == [[True, True]]  # of sizes they tell nothing
 
 
 @pytest.mark.parametrize(("sigma", "noise", "least"), [(1.5, 4, 0.97), (2.5, 8, 0.93)])
@@ -119,7 +140,7 @@ def test_blurred_and_noisy_maps_keep_their_entities(
 def test_touching_entities_of_neighbouring_legal_colours_stay_apart() -> None:
     picture = torch.full((3, 96, 96), 128.0)
     picture[0, :, 48:] = 192.0  # one step of one channel
-    found = decode_colormap(corrupt(picture.byte(), 2.5, 6), cells=None).labels[0]
+    found = decode_colormap(corrupt(picture.byte(), 2.5, 6), None).labels[0]
     assert int(found.max()) == 2
     truth = (picture[0] > 150).long() + 1
     assert best_ious(truth, found).min() > 0.98
@@ -131,7 +152,7 @@ def test_a_colour_that_drifts_over_the_limit_of_two_legal_ones_is_one_entity() -
         (ramp.repeat(128, 1) + 30, ramp.repeat(128, 1), torch.full((128, 128), 64.0))
     )
     picture[:, :40] = torch.tensor([255.0, 0.0, 255.0])[:, None, None]
-    found = decode_colormap(corrupt(picture.byte(), 1.5, 4), cells=None).labels[0]
+    found = decode_colormap(corrupt(picture.byte(), 1.5, 4), None).labels[0]
     assert int(found.max()) == 2
 
 
@@ -141,7 +162,7 @@ def test_a_blend_is_no_core_but_a_thin_entity_is() -> None:
     picture[1, 18:22, 40:70] = 255  # a bar four pixels thin
     colormap = corrupt(picture.byte(), 1.5, 0)[None]
     raw = colormap.float() * 8
-    state = measure_sharpness(raw)
+    state = measure_corruption(raw)
     assert not bool(state.sharp)
     core, _ = find_cores(raw, state)
     assert not core[0, 4:14, 29:31].any()
@@ -229,10 +250,10 @@ def test_result_depends_on_nothing_else_in_the_batch() -> None:
         assert together.scores[row] == alone.scores[0]
 
 
-@pytest.mark.parametrize("refine", ["palette", None])
-def test_a_score_is_what_an_erosion_by_one_pixel_leaves(refine: str | None) -> None:
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_score_is_what_an_erosion_by_one_pixel_leaves(decoder: Decoder) -> None:
     maps = [corrupt(encode_colormap(draw_cells(6, seed=seed)), 1.5, 4) for seed in (2, 3)]
-    found = decode_colormap(torch.stack(maps), refine=refine)
+    found = decode_colormap(torch.stack(maps), decoder=decoder)
     for labels, scores in zip(found.labels.numpy(), found.scores):
         for number, score in enumerate(scores, 1):
             mask = labels == number
@@ -254,35 +275,35 @@ def test_labels_are_ordered_by_area() -> None:
 
 def test_float_equals_uint8_and_autocast_changes_nothing() -> None:
     colormap = corrupt(encode_colormap(draw_cells(6, seed=5)), 1.5, 4)
-    for refine in ("palette", None):
-        plain = decode_colormap(colormap, refine=refine)
-        others = [decode_colormap(colormap.float() / 255, refine=refine)]
+    for decoder in DECODERS:
+        plain = decode_colormap(colormap, decoder=decoder)
+        others = [decode_colormap(colormap.float() / 255, decoder=decoder)]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            others.append(decode_colormap(colormap, refine=refine))
+            others.append(decode_colormap(colormap, decoder=decoder))
         for other in others:
             assert torch.equal(plain.labels, other.labels)
             assert plain.scores == other.scores
 
 
-@pytest.mark.parametrize("refine", ["palette", None])
+@pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 2), (5, 31)])
-def test_small_and_narrow_pictures(shape: tuple[int, int], refine: str | None) -> None:
+def test_small_and_narrow_pictures(shape: tuple[int, int], decoder: Decoder) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (2, 3, *shape), generator=generator).byte()
-    found = decode_colormap(noise, refine=refine)
+    found = decode_colormap(noise, decoder=decoder)
     assert found.labels.shape == (2, *shape)
     assert found.labels.dtype == torch.int32
     assert int(found.labels.min()) == 1
     assert [len(scores) for scores in found.scores] == found.labels.amax((1, 2)).tolist()
 
 
-@pytest.mark.parametrize("refine", ["palette", None])
-def test_single_colours_and_empty_batches(refine: str | None) -> None:
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_single_colours_and_empty_batches(decoder: Decoder) -> None:
     black = torch.zeros(1, 3, 6, 8, dtype=torch.uint8)
-    assert decode_colormap(black, refine=refine, mode="foreground").scores == [[]]
-    assert (decode_colormap(black, refine=refine).labels == 1).all()
-    assert decode_colormap(black[:0], refine=refine).labels.shape == (0, 6, 8)
-    nothing = decode_colormap(black[..., :0], refine=refine)
+    assert decode_colormap(black, decoder=decoder, mode="foreground").scores == [[]]
+    assert (decode_colormap(black, decoder=decoder).labels == 1).all()
+    assert decode_colormap(black[:0], decoder=decoder).labels.shape == (0, 6, 8)
+    nothing = decode_colormap(black[..., :0], decoder=decoder)
     assert (nothing.labels.shape, nothing.scores) == ((1, 6, 0), [[]])
 
 
@@ -299,3 +320,44 @@ def test_single_colours_and_empty_batches(refine: str | None) -> None:
 def test_wrong_colormaps_are_named(colormap: torch.Tensor, told: str) -> None:
     with pytest.raises(DecodeError, match=told):
         decode_colormap(colormap)
+
+
+@pytest.mark.parametrize(
+    ("decode", "options"),
+    [
+        (decode_colormap, {"decoder": "spatial"}),
+        (decode_colormap, {"mode": "panoptic"}),
+        (decode_refined, {"mode": "panoptic"}),
+        (decode_dichotomy, {"mode": "panoptic"}),
+        (decode_dichotomy, {"delta": 0}),
+        (decode_dichotomy, {"delta": float("nan")}),
+        (decode_dichotomy, {"features": "hsv"}),
+        (decode_kmeans, {"clusters": 3, "mode": "panoptic"}),
+        (decode_kmeans, {"clusters": 3, "features": "hsv"}),
+        (decode_kmeans, {"clusters": [3, 3]}),
+        (decode_kmeans, {"clusters": 0}),
+    ],
+)
+def test_wrong_options_are_named(decode, options: dict) -> None:
+    with pytest.raises(DecodeError, match=r"expected .* got .* in (a colormap's decoder|decode_)"):
+        decode(torch.zeros(3, 4, 4, dtype=torch.uint8), **options)
+
+
+def test_the_decoder_by_name_is_that_decoder() -> None:
+    picture = torch.full((3, 100, 100), 64.0)
+    picture[:2] = 192
+    picture[2, 46:54, 46:54] = 255  # an entity of its own only if sizes are known
+    picture[:, :30] = 0
+    colormap, seen = corrupt(picture.byte(), 1.0, 8), []
+    for palette in (Palette("scaled", 5), Palette()):
+        for mode in get_args(Mode):
+            found = decode_colormap(colormap, palette, mode=mode)
+            alone = decode_refined(colormap, palette, mode)
+            assert torch.equal(found.labels, alone.labels)
+            assert found.scores == alone.scores
+            seen.append(found.scores)
+    for mode in get_args(Mode):
+        found = decode_colormap(colormap, mode=mode, decoder="dichotomy")
+        assert torch.equal(found.labels, decode_dichotomy(colormap, mode).labels)
+        seen.append(found.scores)
+    assert all(one not in seen[:place] for place, one in enumerate(seen))

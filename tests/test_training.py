@@ -452,7 +452,7 @@ def test_validation_decodes_with_both_decoders_in_one_call_each(base, shards, mo
         "unigs.callbacks.validation.draw_sheet", lambda titles, rows: shown.append((titles, rows))
     )
     callback = SampledValidation(ONE_STEP, pictures=1)
-    trainer = make_trainer(None, callbacks=[callback], enable_checkpointing=False)
+    trainer = make_trainer(None, callbacks=[callback], limit_val_batches=1.0)
     model = make_model(base)
     monkeypatch.setattr(
         type(model), "log", lambda self, name, value, **k: logged.update({name: value})

@@ -27,7 +27,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from unigs.codec import decode_colormap, encode_colormap
+from unigs.codec import decode_dichotomy, decode_refined, encode_colormap
+
+LIGHT, HEAVY, NOISE = (1.5, 4, 6), (3, 12, 14), (0, 40, 0)
+"""Corruptions: sigma of blur, noise and drift."""
 
 
 def draw_voronoi(entities: int, seed: int, size: int = 512) -> Tensor:
@@ -184,8 +187,8 @@ def measure_accuracy(
         colormap = harm(encode_colormap(labels), labels, seed)
         mode = "foreground" if bool((labels == 0).any()) else "entity"
         found = {
-            "refined": lambda c=colormap, m=mode: decode_colormap(c, mode=m).labels[0],
-            "plain": lambda c=colormap, m=mode: decode_colormap(c, mode=m, refine=None).labels[0],
+            "refined": lambda c=colormap, m=mode: decode_refined(c, mode=m).labels[0],
+            "dichotomy": lambda c=colormap, m=mode: decode_dichotomy(c, m).labels[0],
             "bound": lambda c=colormap, t=labels: decode_bound(c, t),
         }
         for name, ious in rows.items():
@@ -200,7 +203,7 @@ def measure_accuracy(
 
 
 def run_accuracy(options: argparse.Namespace) -> None:
-    """Print the table of the README."""
+    """Print the table of docs/codec.md."""
     seeds = range(options.seeds)
     kinds = {
         "4 ellipses": [draw_ellipses(4, seed) for seed in seeds],
@@ -266,27 +269,32 @@ def run_speed(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     from threadpoolctl import threadpool_limits
 
-    def scene(entities: int, size: int) -> Tensor:
-        return corrupt(encode_colormap(draw_voronoi(entities, 0, size)), 1.5, 4, 6, 0)
+    def scene(entities: int, size: int, harm: tuple[float, float, float] = LIGHT) -> Tensor:
+        return corrupt(encode_colormap(draw_voronoi(entities, 0, size)), *harm, 0)
 
     colormap = scene(12, 512)
-    plain = partial(decode_colormap, refine=None)
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "per-pixel KMeans recursion": partial(cluster_pixels, colormap),
-        "plain dichotomy": partial(plain, colormap),
-        "refined": partial(decode_colormap, colormap),
+        "dichotomy": partial(decode_dichotomy, colormap),
+        "refined": partial(decode_refined, colormap),
     }
     with threadpool_limits(1):
         seconds = time_in_turn(calls, options.rounds)
     base = seconds["per-pixel KMeans recursion"]
     for name, value in seconds.items():
         print(f"512 x 512, 12 entities | {name} | {1e3 * value:.1f} ms | {base / value:.1f} x")
-    for entities, size in ((4, 512), (30, 512), (60, 512), (120, 512), (12, 256), (12, 1024)):
-        colormap = scene(entities, size)
-        calls = {"plain": partial(plain, colormap), "refined": partial(decode_colormap, colormap)}
+    for entities, size, harm in (
+        (4, 512, LIGHT), (30, 512, LIGHT), (60, 512, LIGHT), (120, 512, LIGHT), (12, 256, LIGHT),
+        (12, 1024, LIGHT), (12, 512, HEAVY), (30, 512, NOISE),
+    ):  # fmt: skip
+        colormap = scene(entities, size, harm)
+        calls = {
+            "dichotomy": partial(decode_dichotomy, colormap),
+            "refined": partial(decode_refined, colormap),
+        }
         rows = time_in_turn(calls, options.rounds)
         print(
-            f"{size} x {size}, {entities} entities | "
+            f"{size} x {size}, {entities} entities, b {harm[0]} n {harm[1]} d {harm[2]} | "
             + str({k: f"{1e3 * v:.1f} ms" for k, v in rows.items()})
         )
     if torch.cuda.is_available():
@@ -302,12 +310,12 @@ def run_gpu(colormap: Tensor, rounds: int, batch: int = 64) -> None:
     copy = _time_gpu(lambda: target.copy_(source), rounds)
     bytes_per_s = 2 * source.numel() / copy
     least = batch * colormap[0].numel() * (3 + 4) / bytes_per_s  # colours once, int32 labels once
-    for name in ("palette", None):
+    for decode in (decode_refined, decode_dichotomy):
         torch.cuda.reset_peak_memory_stats()
-        seconds = _time_gpu(partial(decode_colormap, maps, refine=name), rounds)
+        seconds = _time_gpu(partial(decode, maps), rounds)
         peak = torch.cuda.max_memory_allocated() / 2**30
         print(
-            f"GPU, batches of {batch} | refine={name} | {batch / seconds:.0f} images/s |"
+            f"GPU, batches of {batch} | {decode.__name__} | {batch / seconds:.0f} images/s |"
             f" {peak:.2f} GiB | {least / seconds:.2%} of the bandwidth limit"
         )
 
@@ -326,11 +334,11 @@ def _time_gpu(call: Callable[[], object], rounds: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     verbs = parser.add_subparsers(required=True)
-    accuracy = verbs.add_parser("accuracy", help="the README's table")
+    accuracy = verbs.add_parser("accuracy", help="the table of docs/codec.md")
     accuracy.add_argument("--seeds", type=int, default=20, help="scenes per row")
     accuracy.add_argument("--real", help="folder with COCO panoptic PNGs")
     accuracy.add_argument("--vae", help="folder of a diffusers AutoencoderKL")
-    choices = ["refined", "plain", "bound"]
+    choices = ["refined", "dichotomy", "bound"]
     accuracy.add_argument("--decoders", nargs="+", choices=choices, default=["refined"])
     accuracy.set_defaults(run=run_accuracy)
     speed = verbs.add_parser("speed", help="time against the baseline, scaling, GPU")

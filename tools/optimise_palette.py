@@ -27,9 +27,9 @@ import numpy as np
 from kornia.color import rgb_to_lab
 from tqdm import trange
 
-from unigs.codec.palette import MAX_CELLS, cell_colours, legal_colours
+from unigs.codec.palette import Palette, legal_colours
 
-CELLS = MAX_CELLS
+CELLS = Palette().cells
 SIDE_SCALE, BLEND_SCALE, DARK_SCALE = 5.0, 10.0, 12.0
 TABLE = Path(__file__).parents[1] / "unigs" / "codec" / "cell_colours.py"
 
@@ -135,7 +135,7 @@ def main() -> None:
         print(f"wrote {TABLE}")
         return
     print(report("lexical order", np.arange(1, CELLS**2 + 1)))
-    print(report("this table   ", cell_colours().numpy()))
+    print(report("this table   ", Palette().colours().numpy()))
 
 
 if __name__ == "__main__":

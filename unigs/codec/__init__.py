@@ -1,7 +1,17 @@
 """The mask codec: entity masks <-> colours (paper, Section 3.2)."""
 
-from unigs.codec.decode import Decoded, DecodeError, Decoder, Mode, decode_colormap
-from unigs.codec.palette import Palette, PaletteError, encode_colormap
+from unigs.codec.decode import (
+    Decoded,
+    DecodeError,
+    Decoder,
+    Mode,
+    decode_colormap,
+    decode_dichotomy,
+    decode_kmeans,
+    decode_refined,
+)
+from unigs.codec.paint import encode_colormap
+from unigs.codec.palette import Palette, PaletteError
 
 __all__ = [
     "DecodeError",
@@ -11,5 +21,8 @@ __all__ = [
     "Palette",
     "PaletteError",
     "decode_colormap",
+    "decode_dichotomy",
+    "decode_kmeans",
+    "decode_refined",
     "encode_colormap",
 ]

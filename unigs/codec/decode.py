@@ -1,30 +1,34 @@
-"""Colormap -> entities: the one call around dichotomy and refinement (paper, Section 3.2).
+"""Colormap -> entities: refinement, dichotomy and k-means, one call each (paper, Section 3.2).
 
 In: a colormap as painted, decoded by a VAE, or generated. Out: :class:`Decoded`. The inverse of
-:func:`unigs.codec.palette.encode_colormap`.
+:func:`unigs.codec.paint.encode_colormap`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from unigs.codec.colours import (
-    Colours,
-    Features,
-    collect_colours,
-    colour_features,
-    sum_by,
-)
-from unigs.codec.dichotomy import dichotomise, split_by_means
-from unigs.codec.palette import Palette, cell_colours, cell_homes
-from unigs.codec.refine import Places, fill_holes, refine_colormap
-from unigs.codec.sharpness import nearest_legal
+from unigs.codec.colours import Colours, Features, collect_colours, colour_features, sum_by
+from unigs.codec.dichotomy import dichotomise
+from unigs.codec.kmeans import split_by_means
+from unigs.codec.palette import Palette, nearest_legal
+from unigs.codec.refine import fill_holes, refine_colormap
 from unigs.records import UnigsError
+
+Mode = Literal["entity", "foreground"]
+"""``entity`` gives a full partition, black regions included; ``foreground`` makes what is nearest
+to black background, label 0."""
+
+Decoder = Literal["refined", "dichotomy"]
+
+Found = tuple[Tensor, Tensor, Tensor]
+"""entity: int64 [B, H, W], numbers through the batch. image: int64 [E], the image of each entity.
+colour: int64 [E], the legal colour of each, 0 is black."""
 
 
 class DecodeError(UnigsError):
@@ -37,101 +41,148 @@ class Decoded:
 
     Attributes:
         labels: int32 [B, H, W]; 0 is background, 1..N entities, largest first.
-        scores: per image one float in 0..1 per label 1..N.
+        scores: per image one float in 0..1 per label 1..N: the share of an entity's pixels inside
+            its outline, see :func:`score_entities`. Masks are wrong at their outlines, so compact
+            ones come first; a stable sort by score breaks ties by area.
     """
 
     labels: Tensor
     scores: list[list[float]]
 
 
-@torch.no_grad()
 def decode_colormap(
     colormap: Tensor,
-    palette: Palette | None = Palette(),  # noqa: B008
+    palette: Palette | None = Palette(),
     *,
-    mode: Literal["entity", "foreground"] = "entity",
-    decoder: str = "refined",
-    delta: float = 10,
-    features: Features = "rgb+lab",
-    clusters: int | Sequence[int] | None = None,
+    mode: Mode = "entity",
+    decoder: Decoder = "refined",
 ) -> Decoded:
-    """Find the entities of colormaps.
+    """Find the entities of colormaps by the decoder of that name, with its defaults.
 
     Args:
         colormap: uint8, or float in 0..1, [B, 3, H, W] or [3, H, W].
-        refine: ``palette`` reads cores, legal colours and places (:mod:`unigs.codec.refine`) and
-            needs no clustering; None is the paper's module alone, with the options below ``cells``.
-        mode: ``entity`` gives a full partition, black regions included, but fills black holes
-            inside one entity; ``foreground`` makes what is nearest to black background, label 0.
-        cells: cells per side of the palette that painted the map; None if nothing is known of it.
-        assignment: how it chose colours; ``random`` ones tell no places.
-        decoder: without refinement, ``dichotomy`` or the ``kmeans`` of Table 8.
-        delta: the dichotomy's threshold (Table 9a), in units of the features, > 0.
-        features: ``rgb+lab``, ``rgb`` or ``lab`` (Table 9b).
-        clusters: K of ``kmeans``, one for all or one per image.
-
-    Returns:
-        Labels and scores. A score is the share of an entity's pixels inside its outline, see
-        :func:`score_entities`: masks are wrong at their outlines, so compact ones come first. How
-        well pixels agree with a legal colour ranks masks worse (docs/codec.md). Labels are
-        ordered by area, so that a stable sort by score breaks ties by area.
+        palette: what painted it, None if unknown; the dichotomy has no use for it.
+        mode: whether black is an entity or background.
+        decoder: :func:`decode_refined` or :func:`decode_dichotomy`.
 
     Raises:
-        DecodeError: wrong shape, dtype or range; an option that is wrong or would be ignored.
+        DecodeError: wrong shape, dtype or range; an unknown mode or decoder.
 
     Example:
         >>> labels = torch.tensor([[1, 1, 2, 2]]).repeat(4, 1)
         >>> decode_colormap(encode_colormap(labels)).labels.shape
         torch.Size([1, 4, 4])
     """
+    _check_choice("decoder", decoder, get_args(Decoder))
+    if decoder == "dichotomy":
+        return decode_dichotomy(colormap, mode)
+    return decode_refined(colormap, palette, mode)
+
+
+def decode_refined(
+    colormap: Tensor, palette: Palette | None = Palette(), mode: Mode = "entity"
+) -> Decoded:
+    """Read cores, legal colours and places, without any clustering (:mod:`unigs.codec.refine`).
+
+    Args:
+        colormap: uint8, or float in 0..1, [B, 3, H, W] or [3, H, W].
+        palette: what painted it; None if nothing is known of it.
+        mode: whether black is an entity or background. In ``entity``, black holes inside one entity
+            are filled.
+
+    Raises:
+        DecodeError: wrong shape, dtype or range; an unknown mode.
+    """
+
+    def find(batch: Tensor) -> Found:
+        entity, image, colour = refine_colormap(batch, palette)
+        return fill_holes(entity, colour) if mode == "entity" else entity, image, colour
+
+    return _decode(colormap, mode, find)
+
+
+def decode_dichotomy(
+    colormap: Tensor, mode: Mode = "entity", delta: float = 10.0, features: Features = "rgb+lab"
+) -> Decoded:
+    """The paper's own decoder: split colours in two until each cluster is tight (Eqs. 5-7).
+
+    Args:
+        colormap: uint8, or float in 0..1, [B, 3, H, W] or [3, H, W].
+        mode: whether black is an entity or background.
+        delta: the threshold (Table 9a), in units of the features, > 0.
+        features: what colours are compared by (Table 9b).
+
+    Raises:
+        DecodeError: wrong shape, dtype or range; an unknown mode, wrong delta or features.
+    """
+    if not delta > 0:
+        raise DecodeError(f"expected delta > 0, got {delta}, in decode_dichotomy")
+    _check_choice("features", features, get_args(Features))
+
+    def find(batch: Tensor) -> Found:
+        colours = collect_colours(batch)
+        return _describe(
+            colours, dichotomise(colours, colour_features(colours.rgb, features), delta)
+        )
+
+    return _decode(colormap, mode, find)
+
+
+def decode_kmeans(
+    colormap: Tensor,
+    clusters: int | Sequence[int],
+    mode: Mode = "entity",
+    features: Features = "rgb+lab",
+) -> Decoded:
+    """K-means on colours, for a number of entities that is known (Table 8).
+
+    Args:
+        colormap: uint8, or float in 0..1, [B, 3, H, W] or [3, H, W].
+        clusters: K, one for all or one per image, >= 1.
+        mode: whether black is an entity or background.
+        features: what colours are compared by (Table 9b).
+
+    Raises:
+        DecodeError: wrong shape, dtype or range; an unknown mode, wrong clusters or features.
+    """
+    _check_choice("features", features, get_args(Features))
+
+    def find(batch: Tensor) -> Found:
+        wanted = [clusters] * len(batch) if isinstance(clusters, int) else list(clusters)
+        if len(wanted) != len(batch) or min(wanted) < 1:
+            raise DecodeError(
+                f"expected clusters >= 1, one for all or one for each of {len(batch)} images, "
+                f"got {clusters}, in decode_kmeans"
+            )
+        colours = collect_colours(batch)
+        points = colour_features(colours.rgb, features)
+        return _describe(colours, split_by_means(colours, points, wanted))
+
+    return _decode(colormap, mode, find)
+
+
+@torch.no_grad()
+def _decode(colormap: Tensor, mode: Mode, find: Callable[[Tensor], Found]) -> Decoded:
+    """What every decoder does around finding entities in uint8 [B, 3, H, W]."""
+    _check_choice("mode", mode, get_args(Mode))
     batch = _as_bytes(colormap)
-    refine = "palette" if decoder == "refined" else None
-    decoder = "dichotomy" if refine else decoder
-    cells, assignment = (palette.cells, palette.kind) if palette else (None, "random")
-    _check_options(refine, mode, decoder, delta, features, clusters, len(batch))
     if not batch.numel():
         return Decoded(batch[:, 0].int(), [[] for _ in batch])
     with torch.autocast(batch.device.type, enabled=False):
-        if refine == "palette":
-            places = None
-            if cells is not None and assignment != "random":
-                grid = (cells, batch.device, assignment)
-                places = Places(cell_colours(*grid), cell_homes(*grid), cells)
-            entity, image, colour = refine_colormap(batch, places)
-            if mode == "entity":
-                entity = fill_holes(entity, colour)
-        else:
-            colours = collect_colours(batch)
-            leaf, image, colour = _cluster(colours, decoder, delta, features, clusters)
-            entity = leaf[colours.pixel]
-        score, area = score_entities(entity, len(colour))
-    kept = area > 0
-    if mode == "foreground":
-        kept &= colour != 0
+        entity, image, colour = find(batch)
+    score, area = score_entities(entity, len(colour))
+    kept = (area > 0) & ((colour != 0) | (mode == "entity"))
     return _number_entities(entity, image, area, score, kept)
 
 
-def _cluster(
-    colours: Colours,
-    decoder: str,
-    delta: float,
-    features: Features,
-    clusters: int | Sequence[int] | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's decoders: cluster of each colour; image and nearest legal colour of each."""
-    values = colour_features(colours.rgb, features)
-    if decoder == "dichotomy":
-        leaf = dichotomise(colours, values, delta)
-    else:
-        images = int(colours.image[-1]) + 1
-        wanted = [clusters] * images if isinstance(clusters, int) else list(clusters or [])
-        leaf = split_by_means(values, colours.count, colours.image, wanted)
+def _describe(colours: Colours, leaf: Tensor) -> Found:
+    """Clusters int64 [U] of distinct colours as entities; their colour is the legal one nearest."""
     groups = int(leaf.max()) + 1
     image = torch.zeros(groups, dtype=torch.long, device=leaf.device)
     image.scatter_(0, leaf, colours.image)
     total = sum_by(leaf, groups, colours.count * colours.rgb.t().double())
     mean = total / sum_by(leaf, groups, colours.count)
-    return leaf, image, nearest_legal(mean[None])[0]
+    return leaf[colours.pixel], image, nearest_legal(mean[None])[0]
 
 
 def score_entities(entity: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -176,7 +227,7 @@ def _number_entities(
 
 def _as_bytes(colormap: Tensor) -> Tensor:
     """Check a colormap and bring it to uint8 [B, 3, H, W]."""
-    where = "in decode_colormap"
+    where = "in a colormap's decoder"
     if colormap.dim() not in (3, 4) or colormap.shape[-3] != 3:
         raise DecodeError(
             f"expected [B, 3, H, W] or [3, H, W], got {list(colormap.shape)}, {where}"
@@ -193,42 +244,6 @@ def _as_bytes(colormap: Tensor) -> Tensor:
     return (batch * 255).round().to(torch.uint8)
 
 
-def _check_options(
-    refine: str | None,
-    mode: str,
-    decoder: str,
-    delta: float,
-    features: str,
-    clusters: int | Sequence[int] | None,
-    images: int,
-) -> None:
-    """Refuse what is unknown, and options of the plain decoders where they would be ignored."""
-    where = "in decode_colormap"
-    known = (
-        ("refine", refine, ("palette", None)),
-        ("mode", mode, ("entity", "foreground")),
-        ("decoder", decoder, ("dichotomy", "kmeans")),
-        ("features", features, ("rgb+lab", "rgb", "lab")),
-    )
-    for name, value, choices in known:
-        if value not in choices:
-            raise DecodeError(f"expected {name} in {choices}, got {value!r}, {where}")
-    if not delta > 0:
-        raise DecodeError(f"expected delta > 0, got {delta}, {where}")
-    if refine and (decoder, delta, features, clusters) != ("dichotomy", 10, "rgb+lab", None):
-        raise DecodeError(
-            f"expected refine=None with options of the plain decoders, got {refine!r}, {where}"
-        )
-    if (decoder == "kmeans") != (clusters is not None):
-        raise DecodeError(f"expected clusters with decoder='kmeans' only, got {clusters}, {where}")
-    if isinstance(clusters, Sequence) and len(clusters) != images:
-        raise DecodeError(
-            f"expected {images} clusters, one per image, got {len(clusters)}, {where}"
-        )
-    wanted = [clusters] if isinstance(clusters, int) else clusters or [1]
-    if min(wanted) < 1:
-        raise DecodeError(f"expected clusters >= 1, got {min(wanted)}, {where}")
-
-
-Decoder = Literal["refined", "dichotomy"]
-Mode = Literal["entity", "foreground"]
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise DecodeError(f"expected {name} in {choices}, got {value!r}, in a colormap's decoder")

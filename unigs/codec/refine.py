@@ -34,12 +34,12 @@ the nearest of the true colours, can tell a blend from an entity. Four facts can
    drift, and the nearer of two plateaus puts the border at the middle of the slope, which is where
    it was before a symmetric blur.
 
-How much to smooth, and whether to look for blends at all, is read off each picture by
-:func:`unigs.codec.sharpness.measure_sharpness`: in an unblurred one a jump stands between two flat
-pixels, so that every pixel is a core and shapes of one pixel survive. A clean map therefore returns
-exactly. Where noise is small against the borders' own slopes (a small map out of a VAE), smoothing
-would cost entities a few pixels wide their cores: such a picture is read as it is, pixel by pixel,
-a slope is what is steep for its borders, and the least entity is a part of the picture.
+How much to smooth, and whether to look for blends at all, is read off each picture
+(:mod:`unigs.codec.corruption`): in an unblurred one a jump stands between two flat pixels, so that
+every pixel is a core and shapes of one pixel survive. A clean map therefore returns exactly. Where
+noise is small against the borders' own slopes (a small map out of a VAE), smoothing would cost
+entities a few pixels wide their cores: such a picture is read as it is, pixel by pixel, a slope is
+what is steep for its borders, and the least entity is a part of the picture.
 
 What is lost: an entity so thin or small that the blur leaves no extremum; two touching entities
 whose colours a corruption made one; an island dropped because it is small and out of place.
@@ -50,23 +50,14 @@ not depend on batch, device or threads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from unigs.codec.colours import sum_by
-from unigs.codec.palette import legal_colours
+from unigs.codec.corruption import PASSAGE, UNIT, Corruption, measure_corruption, sum_channels
+from unigs.codec.palette import Palette, legal_colours, nearest_legal
 from unigs.codec.regions import count_pairs, label_regions, list_contacts, unite
-from unigs.codec.sharpness import (
-    PASSAGE,
-    UNIT,
-    Sharpness,
-    measure_sharpness,
-    nearest_legal,
-    sum_channels,
-)
 
 SLOPE = 20.0
 """Mean colour step at a contact of cores above which it is a border, not a drift."""
@@ -86,38 +77,23 @@ HOLE = 0.25
 """Largest black hole, as a part of the entity around it, that is filled."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Places:
-    """What a palette tells of its colours.
-
-    Attributes:
-        colours: the palette's ``cell_colours``, int64 [P].
-        homes: its ``cell_homes``, float64 [P, 2] for row and column or [P, 3] with the size class.
-        cells: cells per side.
-    """
-
-    colours: Tensor
-    homes: Tensor
-    cells: int
-
-
-def refine_colormap(colormap: Tensor, places: Places | None) -> tuple[Tensor, Tensor, Tensor]:
+def refine_colormap(colormap: Tensor, palette: Palette | None) -> tuple[Tensor, Tensor, Tensor]:
     """Find the entities of a batch of colormaps.
 
     Args:
         colormap: uint8 [B, 3, H, W], not empty.
-        places: of the palette; None if colours do not tell places.
+        palette: what painted the map; None if nothing is known of it.
 
     Returns:
         entity: int64 [B, H, W], a full partition, numbers without gaps over the batch.
         image: int64 [E], the image of each entity. colour: int64 [E], its legal colour, 0 is black.
     """
     raw = colormap.float() * UNIT
-    state = measure_sharpness(raw)
+    state = measure_corruption(raw)
     core, colour = find_cores(raw, state)
     region = label_regions(torch.where(core, nearest_legal(colour, UNIT), -1))
     region = join_drifted(region, colour)
-    kept, image, legal = identify(region, colour, state, places)
+    kept, image, legal = identify(region, colour, state, palette)
     number = torch.where(kept, kept.cumsum(0) - 1, -1)
     region = torch.where(region >= 0, number[region.clamp(min=0)], -1)
     region = assign_borders(region, colour)
@@ -136,7 +112,7 @@ def smooth(raw: Tensor, times: int) -> Tensor:
     return colour.mul_(1 / 16**times).round_()
 
 
-def find_cores(raw: Tensor, state: Sharpness) -> tuple[Tensor, Tensor]:
+def find_cores(raw: Tensor, state: Corruption) -> tuple[Tensor, Tensor]:
     """The pixels that no direction passes through (fact 1).
 
     Returns:
@@ -212,7 +188,7 @@ def join_drifted(region: Tensor, colour: Tensor) -> Tensor:
 
 
 def identify(
-    region: Tensor, colour: Tensor, state: Sharpness, places: Places | None
+    region: Tensor, colour: Tensor, state: Corruption, palette: Palette | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give each region its legal colour and decide whether it is one of an entity (facts 2, 3).
 
@@ -220,84 +196,107 @@ def identify(
         kept: bool [R]. image: int64 [R]. legal: int64 [R], number of the legal colour.
     """
     b, h, w = region.shape
-    count = int(region.max()) + 1
+    image, mean, sums = _measure_regions(region, colour)
+    legal, area = nearest_legal(mean.t()[None])[0], sums[:, 2]
+    need, trace = _choose_sizes(h * w, state)
+    clear = area >= need[image]
+    placed = torch.ones_like(clear)
+    if palette is not None and (homes := palette.homes(region.device)) is not None:
+        home = homes.new_full((len(legal_colours()), homes.shape[1]), -torch.inf)
+        home[palette.colours(region.device)] = homes  # of every legal colour
+        near, placed = _check_places(sums, legal, image, home, palette.cells, (h, w))
+        known = _list_certain(legal, image, clear & placed, b)
+        legal, placed = _correct_colours(mean, legal, placed, near | known[image])
+    certain = _list_certain(legal, image, clear, b)
+    kept = clear | ((area >= trace[image]) & (placed | certain[image, legal]))
+    kept |= state.clean[image]
+    none = sum_by(image, b, kept.double()) == 0  # a picture of nothing but doubt keeps it all
+    return kept | none[image], image, legal
+
+
+def _measure_regions(region: Tensor, colour: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Image of each region, int64 [R]; its mean colour in levels, float64 [R, 3]; its sums.
+
+    Sums are of its pixels' rows and columns, at their middles, and of ones; float64 [R, 3], exact.
+    """
+    b, h, w = region.shape
     group = region.view(-1) + 1
+    count = int(region.max()) + 1
 
     def total(values: Tensor) -> Tensor:
         values = values.expand(b, h, w).reshape(-1).double()
         return torch.bincount(group, weights=values, minlength=count + 1)[1:]
 
     area = torch.bincount(group, minlength=count + 1)[1:].double()
+    y = total(torch.arange(h, device=region.device)[:, None] + 0.5)
+    x = total(torch.arange(w, device=region.device) + 0.5)
     image = torch.zeros(count + 1, dtype=torch.long, device=region.device)
     owner = torch.arange(b, device=region.device)[:, None, None].expand(b, h, w)
     image = image.scatter_(0, group, owner.reshape(-1))[1:]
     mean = torch.stack([total(channel) for channel in colour.unbind(1)], 1)
-    mean = mean / (area[:, None] * UNIT)  # [R, 3]
-    legal = nearest_legal(mean.t()[None])[0]
-    share = min(max(h * w // SPECK, CLEAR_SHARP_PX), CLEAR_PX)
+    return image, mean / (area[:, None] * UNIT), torch.stack((y, x, area), 1)
+
+
+def _choose_sizes(pixels: int, state: Corruption) -> tuple[Tensor, Tensor]:
+    """Core pixels that make a region an entity of each image without its place, and with it."""
+    share = min(max(pixels // SPECK, CLEAR_SHARP_PX), CLEAR_PX)
     need = torch.where(state.fine, share, CLEAR_PX)
-    trace = torch.where(state.fine, max(share // 10, TRACE_PX), TRACE_PX)[image]
-    clear = area >= torch.where(state.sharp, CLEAR_SHARP_PX, need)[image]
-    placed = torch.ones_like(clear)
-    if places is not None:
-        y = total(torch.arange(h, device=region.device)[:, None] + 0.5) * places.cells / h
-        x = total(torch.arange(w, device=region.device) + 0.5) * places.cells / w
-        sums = torch.stack((y, x, area), 1)
-        legal, placed = _fit_places(sums, h * w, mean, legal, clear, image, places)
-    shades = len(legal_colours())
-    certain = torch.zeros(b * shades, dtype=torch.bool, device=region.device)
-    certain[(image * shades + legal)[clear]] = True
-    kept = clear | ((area >= trace) & (placed | certain[image * shades + legal]))
-    kept |= state.clean[image]
-    none = sum_by(image, b, kept.double()) == 0  # a picture of nothing but doubt keeps it all
-    return kept | none[image], image, legal
+    trace = torch.where(state.fine, max(share // 10, TRACE_PX), TRACE_PX)
+    return torch.where(state.sharp, CLEAR_SHARP_PX, need), trace
 
 
-def _fit_places(
-    sums: Tensor,
-    pixels: int,
-    mean: Tensor,
-    legal: Tensor,
-    clear: Tensor,
-    image: Tensor,
-    places: Places,
+def _list_certain(legal: Tensor, image: Tensor, chosen: Tensor, images: int) -> Tensor:
+    """Legal colours that a chosen region of an image has; bool [B, 125]."""
+    certain = torch.zeros(images, len(legal_colours()), dtype=torch.bool, device=legal.device)
+    certain[image[chosen], legal[chosen]] = True
+    return certain
+
+
+def _check_places(
+    sums: Tensor, legal: Tensor, image: Tensor, home: Tensor, cells: int, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Check regions against the places of their colours; correct those that are near (fact 3).
+    """Which colours' homes are near to each region, and whether its own colour's is (fact 3).
 
     Args:
-        sums: float64 [R, 3], of row and column in cells over a region's pixels, and their number.
-        pixels: of a picture.
+        home: float64 [125, D] of every legal colour, in cells; infinitely far if it has none.
+        size: of the picture, (h, w).
+
+    Returns:
+        near: bool [R, 125]. placed: bool [R], or all regions of its colour together are.
     """
-    shades = len(legal_colours())
-    home = sums.new_full((shades, places.homes.shape[1]), -torch.inf)
-    home[places.colours] = places.homes
-    near = _is_near(_locate(sums, pixels, places), home)  # [R, 125]
-    group = image * shades + legal
-    groups = int(group.max()) + 1
-    together = _locate(sum_by(group, groups, sums.t()).t(), pixels, places)
-    own = legal[:, None]
-    placed = (near | _is_near(together, home)[group]).gather(1, own)[:, 0]
-    certain = torch.zeros(groups - groups % shades + shades, dtype=torch.bool, device=legal.device)
-    certain[group[clear & placed]] = True
-    allowed = near | certain.view(-1, shades)[image]
-    distance = torch.cdist(
-        mean, legal_colours(mean.device).double(), compute_mode="donot_use_mm_for_euclid_dist"
-    )
+    colour = image * len(home) + legal
+    together = sum_by(colour, int(colour.max()) + 1, sums.t()).t()
+    near = _is_near(_locate(sums, cells, size), home)
+    fits = near | _is_near(_locate(together, cells, size), home)[colour]
+    return near, fits.gather(1, legal[:, None])[:, 0]
+
+
+def _correct_colours(
+    mean: Tensor, legal: Tensor, placed: Tensor, allowed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Give regions out of place the nearest of the colours allowed to each, bool [R, 125].
+
+    Returns:
+        legal: int64 [R]. placed: bool [R], whether it is in place, or has been corrected.
+    """
+    colours = legal_colours(mean.device).double()
+    distance = torch.cdist(mean, colours, compute_mode="donot_use_mm_for_euclid_dist")
     best = distance.masked_fill(~allowed, torch.inf).min(1)
     moved = ~placed & (best.values < DRIFT)
     return torch.where(moved, best.indices, legal), placed | moved
 
 
-def _locate(sums: Tensor, pixels: int, places: Places) -> Tensor:
-    """Centre and, where the palette has size classes, size of regions, in cells, [R, 2 or 3]."""
-    area = sums[:, 2:]
-    size = (area / pixels).sqrt() * places.cells
-    return torch.cat((sums[:, :2] / area, size), 1)[:, : places.homes.shape[1]]
+def _locate(sums: Tensor, cells: int, size: tuple[int, int]) -> Tensor:
+    """Row and column of the centre, and side of a square as large, in cells; float64 [R, 3]."""
+    h, w = size
+    area = sums[:, 2]
+    side = (area / (h * w)).sqrt() * cells
+    return torch.stack((sums[:, 0] * cells / h / area, sums[:, 1] * cells / w / area, side), 1)
 
 
 def _is_near(place: Tensor, home: Tensor) -> Tensor:
-    """Whether places [R, D] lie within a cell of the homes [125, D], in cells; bool [R, 125]."""
-    return (place[:, None] - home).abs().amax(2) < 1.5
+    """Whether places [R, 3] lie within a cell of homes [125, 2 or 3], in cells; bool [R, 125]."""
+    return (place[:, None, : home.shape[1]] - home).abs().amax(2) < 1.5
 
 
 def assign_borders(region: Tensor, colour: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Oracle:
     def __init__(
         self,
         name: str = "oracle",
-        palette: Palette = Palette(),  # noqa: B008 (frozen)
+        palette: Palette = Palette(),
         towers: FrozenTowers | None = None,
         decoder: Decoder = "refined",
     ) -> None:

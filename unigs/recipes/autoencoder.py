@@ -51,7 +51,7 @@ class Autoencoder(Learner):
         total_steps: int = 4000,
         kl_weight: float = 1e-6,
         edge_weight: float = 0.5,
-        palette: Palette = Palette(),  # noqa: B008 (frozen)
+        palette: Palette = Palette(),
         start_from: str | None = None,
         freeze_encoder: bool = False,
         latent_noise: float = 0.0,

@@ -58,6 +58,8 @@ def check_settings(settings: Mapping[str, Any], where: Path | str) -> None:
 def upgrade_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a folder, also of one that was written before they were two records."""
     new = dict(settings)
+    if isinstance(new.get("palette"), Mapping) or "sampling" in new:
+        return new
     if isinstance(new.get("palette"), str) or "palette_cells" in new:
         old = {"kind": new.pop("palette", None), "cells": new.pop("palette_cells", None)}
         new["palette"] = {name: value for name, value in old.items() if value is not None}

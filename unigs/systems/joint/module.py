@@ -98,7 +98,7 @@ class UniGS(System):
         self,
         base: str,
         revision: str | None = None,
-        palette: Palette = Palette(),  # noqa: B008 (frozen)
+        palette: Palette = Palette(),
         objective: Objective = Objective(),  # noqa: B008
         optimizer: Optimizer = Optimizer(),  # noqa: B008
         sampling: dict[str, Sampling] = {},  # noqa: B006 (never changed)

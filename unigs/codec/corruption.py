@@ -1,6 +1,6 @@
 """How noisy and how blurred a colormap is, read off the picture itself.
 
-In: a colormap in eighths of a level. Out: :class:`Sharpness`, by which :mod:`unigs.codec.refine`
+In: a colormap in eighths of a level. Out: :class:`Corruption`, by which :mod:`unigs.codec.refine`
 chooses how to look for cores (paper, Section 3.2).
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unigs.codec.colours import sum_by
-from unigs.codec.palette import legal_colours
+from unigs.codec.palette import legal_colours, nearest_legal
 
 UNIT = 8
 """Smoothed colours are whole eighths of a level: products of two differences stay exact."""
@@ -29,7 +29,7 @@ QUIET, SHARP, CLEAN = 6.0, 0.5, 9.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sharpness:
+class Corruption:
     """What a picture's own noise and borders say, per image.
 
     Attributes:
@@ -46,48 +46,49 @@ class Sharpness:
     steep: Tensor
 
 
-def nearest_legal(colour: Tensor, unit: float = 1) -> Tensor:
-    """Number of the nearest legal colour of float [B, 3, ...], 1 / unit levels; int64 [B, ...]."""
-    level = ((colour + 32 * unit) / (64 * unit)).floor().long()
-    return level[:, 0] * 25 + level[:, 1] * 5 + level[:, 2]
-
-
-def measure_sharpness(raw: Tensor) -> Sharpness:
+def measure_corruption(raw: Tensor) -> Corruption:
     """Read noise, blur and legality off a picture, float [B, 3, H, W] in 1 / UNIT levels."""
-    b = len(raw)
+    across, down = (sum_channels(raw.diff(dim=axis)) for axis in (3, 2))
+    # The median of a step's square, 2.37 for three channels of variance 2 each: plateaus outnumber
+    # borders.
+    noise = _median(across[:, ::4].flatten(1)) / 4.73
     code = nearest_legal(raw, UNIT)
-    legal = legal_colours(raw.device).float() * UNIT
-    jumps = raw.new_zeros(3, b, dtype=torch.double)  # at, beside jumps; illegality
-    noise = None
-    count = raw.new_zeros(b, dtype=torch.double)
-    for axis in (3, 2):
-        size = raw.shape[axis] - 1
-        step = sum_channels(raw.narrow(axis, 1, size) - raw.narrow(axis, 0, size))
-        here, there = code.narrow(axis - 1, 0, size), code.narrow(axis - 1, 1, size)
-        image, y, x = (here != there).nonzero(as_tuple=True)
-        if noise is None:
-            # The median of a step's square, 2.37 for three channels of variance 2 each: plateaus
-            # outnumber borders.
-            noise = _median(step[:, ::4].flatten(1)) / 4.73
-        at = step[image, y, x] - 6 * noise[image]
-        last = step.shape[axis - 1] - 1
-        place = x if axis == 3 else y
-        beside = torch.zeros_like(at)
-        for shift in (-1, 1):
-            other = (place + shift).clamp(0, last)
-            value = step[image, y, other] if axis == 3 else step[image, other, x]
-            beside += torch.where(other != place, value - 6 * noise[image], 0)
-        pixel = raw[image, :, y, x]
-        off = (pixel - legal[code[image, y, x]]).square().sum(1)
-        jumps += torch.stack([sum_by(image, b, v.round().double()) for v in (at, beside, off)])
-        count += sum_by(image, b, torch.ones_like(at, dtype=torch.double))
-    assert noise is not None
-    clean = jumps[2] <= CLEAN * UNIT**2 * count
+    jumps = _measure_jumps(raw, code, across, noise, 3) + _measure_jumps(raw, code, down, noise, 2)
+    at, beside, illegal, count = jumps
+    clean = illegal <= CLEAN * UNIT**2 * count
     quiet = noise < (QUIET * UNIT) ** 2
-    steep = (STEEP * jumps[0] / count.clamp(min=1)).clamp(min=(PASSAGE / 2 * UNIT) ** 2)
+    steep = (STEEP * at / count.clamp(min=1)).clamp(min=(PASSAGE / 2 * UNIT) ** 2)
     fine = noise * FINE < steep
-    sharp = clean | (quiet & (jumps[1] < SHARP * jumps[0]))
-    return Sharpness(fine, quiet, sharp, clean, steep)
+    sharp = clean | (quiet & (beside < SHARP * at))
+    return Corruption(fine, quiet, sharp, clean, steep)
+
+
+def _measure_jumps(raw: Tensor, code: Tensor, step: Tensor, noise: Tensor, axis: int) -> Tensor:
+    """What is found where the nearest legal colour changes along an axis of the picture.
+
+    Args:
+        raw: float [B, 3, H, W]. code: int64 [B, H, W], its nearest legal colours.
+        step: float, squared steps of one pixel along ``axis`` of ``raw``, 2 or 3.
+        noise: float [B], the variance.
+
+    Returns:
+        float64 [4, B], sums over jumps: the squared step; those before and after it, all less the
+        noise's part; the squared distance from the legal colour; one.
+    """
+    b, size = len(raw), step.shape[axis - 1]
+    here, there = code.narrow(axis - 1, 0, size), code.narrow(axis - 1, 1, size)
+    image, y, x = (here != there).nonzero(as_tuple=True)
+    at = step[image, y, x] - 6 * noise[image]
+    beside = torch.zeros_like(at)
+    place = x if axis == 3 else y
+    for shift in (-1, 1):
+        other = (place + shift).clamp(0, size - 1)
+        value = step[image, y, other] if axis == 3 else step[image, other, x]
+        beside += torch.where(other != place, value - 6 * noise[image], 0)
+    legal = legal_colours(raw.device).float() * UNIT
+    off = (raw[image, :, y, x] - legal[code[image, y, x]]).square().sum(1)
+    values = (at, beside, off, torch.ones_like(at))
+    return torch.stack([sum_by(image, b, value.round().double()) for value in values])
 
 
 def _median(values: Tensor) -> Tensor:
