@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DCondi
 from unigs.codec import Palette, decode_dichotomy, encode_colormap
 from unigs.records import TASKS, UnigsError
 from unigs.systems.joint.pipeline import UniGSPipeline
+from unigs.systems.joint.predictor import JointPredictor
 from unigs.systems.joint.sampler import make_solver, sample_streams
 from unigs.systems.noise import draw_noise
 from unigs.systems.pixels import fit_size, resize_labels, resize_pixels
@@ -319,3 +321,17 @@ def test_the_decoder_is_an_option_of_the_call_and_of_the_folder(pipeline, inputs
     other = UniGSPipeline(**pipeline.components, palette=PALETTE, sampling=own)
     assert torch.equal(run(other, "entity", **call).labels, plain.labels)
     assert torch.equal(run(other, "entity", decoder="refined", **call).labels, refined.labels)
+
+
+def test_a_prediction_decoded_again_is_that_of_the_other_decoder(pipeline, inputs):
+    """With the picture's outlines or without: only the decoder differs."""
+    sample = SimpleNamespace(
+        image=inputs["image"][..., :48, :64], prompts=[""] * 2, index=torch.tensor([4, 5]),
+        task=torch.tensor([TASKS.index("entity")] * 2), to=lambda device: sample,
+    )  # fmt: skip
+    for filtered in (False, True):
+        asked = Sampling(num_inference_steps=1, guided_filter=filtered)
+        predictor = JointPredictor(pipeline, sampling=asked)
+        other = JointPredictor(pipeline, sampling=replace(asked, decoder="dichotomy"))
+        again = predictor.decode_again(sample, predictor(sample), "dichotomy")
+        assert torch.equal(again.labels, other(sample).labels)

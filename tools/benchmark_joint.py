@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from unigs.codec import decode_dichotomy, decode_kmeans
+from unigs.codec import decode_dichotomy, decode_kmeans, decode_refined
 from unigs.evaluation.judging import Judges
 from unigs.evaluation.protocol import InputLoader, Inputs
 from unigs.evaluation.run import evaluate
@@ -196,8 +196,8 @@ def compare_decoders() -> None:
             colormap, [len(one.unique()) for one in labels]
         ),
         "dichotomy (delta 10, rgb+lab)": lambda colormap, _: decode_dichotomy(colormap),
-        "dichotomy + refinement": lambda colormap, _: predictor.pipeline.decode(
-            "entity", colormap, "refined"
+        "dichotomy + refinement": lambda colormap, _: decode_refined(
+            colormap, predictor.pipeline.palette
         ),
         **{
             f"dichotomy, delta {delta}": partial(_decode_plainly, delta=delta)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from unigs.codec import Decoded, Decoder, Palette, decode_colormap, encode_colormap
+from unigs.codec import Decoded, Palette, decode_colormap, encode_colormap
 from unigs.codec.guided_filter import filter_colormap
 from unigs.records import Prediction, UnigsError, UnigsWarning, show
 from unigs.systems.joint.base import load_folder
@@ -155,7 +155,7 @@ class UniGSPipeline(DiffusionPipeline):
         known = self._fit_inputs(task, image, labels, coarse_mask, prompt, indices, inner)
         order = list(range(len(known.tasks)) if indices is None else indices)
         streams, colormap = self._sample(task, known, how, order, progress)
-        answer = self._decode(task, colormap, known.image, how)
+        answer = self.decode(task, colormap, known.image, how)
         if not RECIPES[task].draws_picture:
             picture = image.to(colormap.device)  # type: ignore[union-attr]
         else:
@@ -171,8 +171,21 @@ class UniGSPipeline(DiffusionPipeline):
             scores=answer.scores,
         )
 
-    def decode(self, task: str, colormap: torch.Tensor, decoder: Decoder) -> Decoded:
-        """Masks of colormaps uint8 [B, 3, H, W] of a task, by the decoder of that name."""
+    def decode(
+        self, task: str, colormap: torch.Tensor, image: torch.Tensor | None, how: Sampling
+    ) -> Decoded:
+        """Masks of the colormaps of a task.
+
+        Args:
+            task: whose.
+            colormap: uint8 [B, 3, H, W].
+            image: uint8 of that shape, the picture, where it is given.
+            how: resolved; says the decoder, and whether the picture's outlines are used.
+        """
+        if how.guided_filter and not RECIPES[task].draws_picture:
+            assert image is not None
+            colormap = filter_colormap(colormap, image)
+        decoder = how.decoder or "refined"
         return decode_colormap(colormap, self.palette, mode=RECIPES[task].mode, decoder=decoder)
 
     @property
@@ -225,8 +238,3 @@ class UniGSPipeline(DiffusionPipeline):
             )
             colormaps.append(towers.decode_latents(streams[:, LATENT_CHANNELS:]).float())
         return streams, torch.stack(colormaps).mean(0).round().to(torch.uint8)
-
-    def _decode(self, task: str, colormap: torch.Tensor, image: Any, how: Sampling) -> Decoded:
-        if how.guided_filter and not RECIPES[task].draws_picture:
-            colormap = filter_colormap(colormap, image)
-        return self.decode(task, colormap, how.decoder)  # type: ignore[arg-type]

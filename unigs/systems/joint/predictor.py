@@ -63,7 +63,11 @@ class JointPredictor:
 
     def decode_again(self, batch: Batch, prediction: Prediction, decoder: str) -> Prediction:
         """The same prediction with the masks that another decoder finds in its colormap."""
-        found = self.pipeline.decode(name_task(batch), prediction.colormap, decoder)  # type: ignore[arg-type]
+        task = name_task(batch)
+        asked = replace(self._asked, decoder=decoder)  # type: ignore[arg-type]
+        how = self.pipeline.resolve(task, asked)
+        image = batch.image.to(prediction.colormap.device)
+        found = self.pipeline.decode(task, prediction.colormap, image, how)
         return replace(prediction, labels=found.labels, scores=found.scores)
 
     def save(self, folder: str, half: bool = False) -> None:
@@ -106,8 +110,8 @@ def load_joint(
     Raises:
         UnigsError: the folder holds no pipeline, or a damaged one.
     """
-    pipeline = UniGSPipeline.load(folder).to(device)
+    pipeline = UniGSPipeline.load(folder)
     if device == "cpu":
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            part.float()  # half precision crawls on a CPU
-    return JointPredictor(pipeline, name, sampling)
+            part.float()  # half precision crawls there
+    return JointPredictor(pipeline.to(device), name, sampling)
