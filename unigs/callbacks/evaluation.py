@@ -51,19 +51,19 @@ class Evaluation(Callback):
         predictor.name = self.name
         data = trainer.datamodule
         held_out = replace(data.validation, samples_per_task=self.samples_per_task)
+        # Asked of the trainer here, by all ranks: it is told to all by the first.
+        run = Path(trainer.log_dir or trainer.default_root_dir)
+        self._folder = Path(self.out) if self.out else run / "evaluation"
         self._evaluator = Evaluator(
             predictor,
             Inputs(data, held_out, self.protocol),
-            self._folder(trainer) / self.name,
+            self._folder / self.name,
             load_judges(self.judges, str(pl_module.device)),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
         trainer.strategy.barrier()  # every rank has read what is done before any writes more
         return self._evaluator.loader
-
-    def _folder(self, trainer) -> Path:
-        return Path(self.out or Path(trainer.log_dir or trainer.default_root_dir) / "evaluation")
 
     def on_test_batch_end(
         self, trainer, pl_module, outputs, batch: Loaded, batch_idx, dataloader_idx=0
@@ -78,6 +78,5 @@ class Evaluation(Callback):
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             self._evaluator.finish()
-            out = self._folder(trainer)
-            print(write_report(out, [out / self.name]))
+            print(write_report(self._folder, [self._folder / self.name]))
         self._evaluator = None
