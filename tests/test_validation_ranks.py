@@ -39,7 +39,8 @@ class Guess:
         labels = batch.labels.clone()
         for place, index in enumerate(batch.index.tolist()):
             labels[place, : 2 + step_px * (index % 5)] = 0
-        return Prediction(batch.image, batch.image, labels, [[] for _ in batch.keys])
+        scores = [[0.5] * int(one.max()) for one in batch.labels]
+        return Prediction(batch.image, batch.image, labels, scores)
 
 
 class Module(Tiny):
