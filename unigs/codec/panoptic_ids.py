@@ -70,10 +70,16 @@ def draw_ids(
         int64 [B, H, W] in 0..most.
 
     Raises:
-        BitsError: wrong labels, kind, number of indices or ``most``; too many entities.
+        BitsError: wrong labels, options or number of indices; too many entities.
     """
     most = code.most_id if most is None else most
-    _check_draw(labels, code, indices, kind, most)
+    _check_draw(labels, code, indices, most)
+    for name, value, choices in (
+        ("kind", kind, get_args(IdKind)),
+        ("overflow", overflow, ("error", "drop")),
+    ):
+        if value not in choices:
+            raise BitsError(f"expected {name} of {choices}, got {value!r}, in draw_ids")
     table = torch.zeros(len(labels), int(labels.max()) + 1 if labels.numel() else 1).long()
     for row, (picture, index) in enumerate(zip(labels, indices)):
         entities = _keep_largest(_measure_entities(picture), most, overflow, skips, index)
@@ -212,12 +218,8 @@ def _vote_classes(classes: Tensor, group: Tensor) -> Tensor:
     return pair[1, order[leads]]
 
 
-def _check_draw(
-    labels: Tensor, code: BitCode, indices: Sequence[int], kind: str, most: int
-) -> None:
+def _check_draw(labels: Tensor, code: BitCode, indices: Sequence[int], most: int) -> None:
     check_map(labels, "labels", "draw_ids")
-    if kind not in get_args(IdKind):
-        raise BitsError(f"expected a kind of {get_args(IdKind)}, got {kind!r}, in draw_ids")
     if not 1 <= most <= code.most_id:
         raise BitsError(f"expected most in 1..{code.most_id}, got {most}, in draw_ids")
     if len(indices) != len(labels):
