@@ -131,7 +131,7 @@ def test_the_lattice_of_150_is_the_papers() -> None:
         levels = colours[..., channel].movedim(channel, 0).flatten(1)
         middle = start + step * torch.arange(len(levels))
         assert int((levels - middle[:, None]).abs().max()) == 15
-    assert ADE20K_LATTICE == ((15, 51), (16, 40), (17, 45))
+    assert ADE20K_LATTICE == ((15, 51), (16, 40), (17, 45))  # as the paper's code has them
 
 
 @pytest.mark.parametrize("make", [lattice_colours, random_colours])
@@ -141,6 +141,11 @@ def test_drawn_palettes_are_distinct_and_a_function_of_the_seed(make) -> None:
         assert len(colours.unique(dim=0)) == count
         assert torch.equal(colours, make(count, 3))
         assert not torch.equal(colours, make(count, 4))
+
+
+def test_random_colours_never_repeat() -> None:
+    """Of 300 palettes of 512, a draw with repetition would give about two with equal colours."""
+    assert all(len(random_colours(512, seed).unique(dim=0)) == 512 for seed in range(300))
 
 
 def test_least_distance_is_that_of_the_nearest_pair() -> None:

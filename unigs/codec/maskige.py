@@ -74,8 +74,8 @@ def _select_farthest(count: int) -> Tensor:
     """Each colour the candidate farthest from all before it, int64 [count, 3]."""
     levels = torch.arange(0, 256, CANDIDATE_STEP)
     candidates = torch.cartesian_prod(levels, levels, levels)
-    candidates = candidates[~_is_grey(candidates)]
-    # From the rim of the grey ball: a start in a corner leaves the other corners unreachable.
+    # From an edge of the cube: a start in a corner leaves the other corners out. What starts in the
+    # grey ball leaves it with the first nudge, which is longer than its radius.
     chosen = [candidates[len(candidates) // 2]]
     distance = _square_distances(candidates, chosen[0])
     for _ in range(count - 1):
