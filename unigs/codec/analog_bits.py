@@ -122,10 +122,10 @@ def decode_bits(
         [6, 200]
     """
     _check_channels(bits, code.channels, "bits", "decode_bits")
+    most_class = code.most_class if most_class is None else most_class
+    most_id = code.most_id if most_id is None else most_id
     one, two = (bits > 0).long().split([code.class_bits, code.id_bits], 1)
-    limits = (most_class or code.most_class, most_id or code.most_id)
-    classes, ids = (_to_integers(b).clamp(max=most) for b, most in zip((one, two), limits))
-    return classes, ids
+    return _to_integers(one).clamp(max=most_class), _to_integers(two).clamp(max=most_id)
 
 
 def split_logits(logits: Tensor, code: BitCode) -> tuple[Tensor, Tensor]:
