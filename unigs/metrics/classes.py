@@ -150,7 +150,7 @@ def rate_segments(
     """Figures of a sum of :func:`measure_segments`, by kind; NaN where nothing was seen."""
     groups = {"": [*things.values(), *stuff.values()]}
     groups |= {"_things": [*things.values()], "_stuff": [*stuff.values()]}
-    figures = {}
+    figures: dict[str, float] = {}
     for suffix, rows in groups.items():
         seen = [(iou, n, n + 0.5 * (false + missed)) for iou, n, false, missed in rows]
         seen = [row for row in seen if row[2]]

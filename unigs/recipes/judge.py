@@ -149,8 +149,7 @@ class Judge(Learner):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count predicted against true classes; a network that names every pixel is not asked
-        for background."""
+        """Count predicted against true classes, where a pixel has one."""
         classes = paint_classes(batch, self.quality.table)
         names = [self.quality.table.names] * len(batch)
         labels = self(batch.image).argmax(1) + 1
