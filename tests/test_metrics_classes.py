@@ -212,6 +212,15 @@ def test_by_hand():
     assert figures["class_pq"] == pytest.approx(0.75 / 1.5 / 2)
 
 
+def test_a_class_that_is_only_predicted_occurs_and_has_no_recall():
+    true = one_row([1, 1, 1, 1], "disc")
+    figures = figures_of([(one_row([1, 1, 1, 2], "disc", "sky"), true, None)])
+    assert figures["class_miou"] == pytest.approx((0.75 + 0) / 2)
+    assert figures["class_macc"] == pytest.approx(0.75)
+    assert figures["class_pq"] == pytest.approx((0.75 + 0) / 2)
+    assert (figures["class_pq_things"], figures["class_pq_stuff"]) == (0.75, 0)
+
+
 def test_pairs_are_of_one_class_and_of_more_than_half():
     true = one_row([1, 1, 2, 2], "disc", "ring")
     swapped = one_row([1, 1, 2, 2], "ring", "disc")
