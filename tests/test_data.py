@@ -8,9 +8,8 @@ import pytest
 import torch
 from builders import build_data
 
-from unigs.data import JOINT_RATIOS, UniGSData, list_names
+from unigs.data import JOINT_RATIOS, UniGSData
 from unigs.records import TASKS, Batch, UnigsError
-from unigs.shards import read_manifests
 from unigs.tasks import TaskOptions
 
 
@@ -65,12 +64,6 @@ def test_a_source_may_be_named_with_its_split(shards):
     only = {"entity": {"openimages-val": 1.0}}
     data = make_data(shards, task_ratios={"entity": 1.0}, source_weights=only)
     assert set(data.train_dataloader().dataset.manifests) == {"openimages-val"}
-
-
-def test_names_of_data_sets_that_differ_in_case_are_one(shards):
-    names = list_names(read_manifests(shards))
-    assert len(set(names)) == len(names)
-    assert all(name == name.lower() for name in names)
 
 
 def test_missing_shards_and_unknown_tasks_are_named(shards, tmp_path):

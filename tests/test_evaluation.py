@@ -18,18 +18,19 @@ from unigs.data import HeldOut, Loading, UniGSData
 from unigs.evaluation.baselines import keep_named, load_inpainting, load_mask2former
 from unigs.evaluation.fingerprint import fingerprint
 from unigs.evaluation.judging import Judges, number_alike
-from unigs.evaluation.predictors import EmptyFloor, Oracle, RandomFloor
+from unigs.evaluation.predictors import EmptyFloor, Oracle, RandomFloor, name_masks
 from unigs.evaluation.protocol import InputLoader, Inputs, digest_item
-from unigs.evaluation.results import split_groups
+from unigs.evaluation.results import split_groups, summarise_rows
 from unigs.evaluation.run import Evaluator, evaluate
 from unigs.metrics.average_precision import EntityAP
+from unigs.metrics.classes import PanopticClassQuality, SemanticQuality
 from unigs.metrics.segmentation import EntityQuality, ReferringQuality
 from unigs.metrics.segmenter import load_segmenter
 from unigs.records import TASKS, Prediction, UnigsError
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.joint.predictor import JointPredictor
 from unigs.systems.sampling import Sampling
-from unigs.tasks import TaskOptions
+from unigs.tasks import TaskOptions, list_classes, speak_category
 from unigs.verbs.evaluate import evaluate_models
 
 PALETTE = Palette(cells=5)
@@ -116,6 +117,81 @@ def test_the_table_alone_gives_the_means(data, tmp_path):
         weights = [int(line["entities"]) for line in mine]
         miou = sum(float(r["miou"]) * w for r, w in zip(mine, weights)) / sum(weights)
         assert results["figures"][task]["all"]["miou"] == pytest.approx(miou, abs=1e-5)
+
+
+CLASS_FIGURES = {"class_miou", "class_macc", "pixel_accuracy"} | {
+    f"class_{figure}{kind}" for figure in ("pq", "sq", "rq") for kind in ("", "_things", "_stuff")
+}
+
+
+class Silent(Oracle):
+    """Knows the masks and not their names."""
+
+    def __call__(self, batch):
+        return replace(super().__call__(batch), names=None)
+
+
+class Misnamed(Oracle):
+    """Calls every mask by the name of another class."""
+
+    def __call__(self, batch):
+        made = super().__call__(batch)
+        names = sorted({name for mine in batch.names for name in mine})
+        other = dict(zip(names, [*names[1:], names[0]]))
+        return replace(made, names=[[other.get(name, "") for name in mine] for mine in made.names])
+
+
+def read_rows(folder):
+    lines = (folder / "rows-00000.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_naming_masks_adds_figures_of_classes_to_entity_and_changes_no_other(data, tmp_path):
+    kinds = (Oracle, Silent, Misnamed)
+    named, silent, wrong = (
+        score(kind(palette=PALETTE), data, tmp_path / kind.__name__, 6) for kind in kinds
+    )
+    for task in TASKS:
+        more = named["figures"][task]["all"].keys() - silent["figures"][task]["all"].keys()
+        assert more == (CLASS_FIGURES if task == "entity" else set())
+    without_classes = {"seconds_per_picture"} | CLASS_FIGURES
+    np.testing.assert_equal(figures_of(wrong, without_classes), figures_of(silent))
+    told, untold = (read_rows(tmp_path / kind.__name__) for kind in kinds[:2])
+    assert told[0] == untold[0]  # of the same inputs
+    classes = ("class_pixels", "class_things", "class_stuff")
+    for a, b in zip(told[1:], untold[1:], strict=True):
+        assert [name in a for name in classes] == [a["task"] == "entity"] * 3
+        kept = {name: value for name, value in a.items() if name not in (*classes, "seconds")}
+        assert kept == {name: value for name, value in b.items() if name != "seconds"}
+    figures = named["figures"]["entity"]["all"]
+    assert all(figures[name] > 0.9 for name in CLASS_FIGURES)
+    assert wrong["figures"]["entity"]["all"]["class_pq"] < 0.2
+
+
+def test_class_figures_equal_the_metric_classes_on_the_same_predictions(data, tmp_path):
+    results = score(Misnamed(palette=PALETTE), data, tmp_path, samples_per_task=6)
+    table = list_classes(data.select_sources("val")[0])
+    metrics = (SemanticQuality(table), PanopticClassQuality(table))
+    for batch, _ in read(data, 6, ["entity"]):
+        made = Misnamed(palette=PALETTE)(batch)
+        for metric in metrics:
+            metric.update(made.labels, made.names, batch.labels, batch.names, batch.ignored)
+    for name, value in (metrics[0].compute() | metrics[1].compute()).items():
+        np.testing.assert_equal(results["figures"]["entity"]["all"][name], float(value))
+
+
+def test_rows_of_before_names_were_kept_give_no_figures_of_a_part(data, tmp_path):
+    score(Oracle(palette=PALETTE), data, tmp_path, samples_per_task=6)
+    rows = [row for row in read_rows(tmp_path)[1:] if row["task"] == "entity"]
+    assert summarise_rows(rows).keys() >= CLASS_FIGURES
+    del rows[0]["class_pixels"]
+    assert CLASS_FIGURES.isdisjoint(summarise_rows(rows))
+
+
+def test_a_mask_is_named_after_what_it_shares_most_with():
+    true = torch.tensor([[1, 1, 1, 2, 2, 0]])
+    found = torch.tensor([[3, 3, 1, 1, 1, 2]])
+    assert name_masks(found, 4, true, ["disc", "ring"]) == ["ring", "", "disc", ""]
 
 
 def test_single_and_multiple_split_by_the_number_of_entities():
@@ -229,7 +305,7 @@ def test_nothing_to_evaluate_is_an_error(data, tmp_path):
         evaluate(Oracle(), Inputs(data, HeldOut("no-such-split")), tmp_path / "b")
 
 
-@pytest.mark.parametrize("field", ["image", "labels", "scores", "float", "nan"])
+@pytest.mark.parametrize("field", ["image", "labels", "scores", "names", "float", "nan"])
 def test_a_prediction_that_does_not_fit_is_refused(data, tmp_path, field):
     class Wrong(EmptyFloor):
         def __call__(self, batch):
@@ -239,6 +315,7 @@ def test_a_prediction_that_does_not_fit_is_refused(data, tmp_path, field):
                 "image": {"image": made.image[..., :9]},
                 "labels": {"labels": made.labels[:, :9]},
                 "scores": {"scores": made.scores[1:]},
+                "names": {"names": [["disc"]] * len(batch)},
                 "float": {"image": made.image / 255},
                 "nan": {"labels": made.labels + 1, "scores": [[math.nan]] * len(batch)},
             }[field]
@@ -428,20 +505,25 @@ def test_mask2former_is_a_predictor(data, tmp_path):
     model = load_mask2former(save_tiny_mask2former(tmp_path / "judge"))
     results = score(model, data, tmp_path / "out", samples_per_task=2)
     assert sorted(results["figures"]) == ["entity", "referring"]
+    assert results["figures"]["entity"]["all"].keys() >= CLASS_FIGURES
+    assert results["figures"]["referring"]["all"].keys().isdisjoint(CLASS_FIGURES)
+    vocabulary = {speak_category(name) for name in model.segmenter.classes.values()}
+    for task in model.tasks:
+        batch, _ = next(iter(read(data, 3, [task])))
+        made = model(batch)
+        assert [len(names) for names in made.names] == [len(scores) for scores in made.scores]
+        assert {name for names in made.names for name in names} <= vocabulary
 
 
 def test_referring_keeps_named_segments_inside_the_mask():
     labels = torch.tensor([[1, 1, 2, 2, 3, 3]], dtype=torch.int32)
     inside = torch.tensor([[True, True, True, True, True, False]])
-    kept, scores = keep_named(
-        labels, [0.9, 0.8, 0.7], ["dog", "sky-other-merged", "dog"], ["dog"], inside
-    )
-    assert kept.tolist() == [[1, 1, 0, 0, 0, 0]]
-    assert scores == [0.9]
-    kept, _ = keep_named(
-        labels, [0.9, 0.8, 0.7], ["dog", "sky-other-merged", "dog"], ["sky"], inside
-    )
-    assert kept.tolist() == [[0, 0, 1, 1, 0, 0]]
+    found, kept = keep_named(labels, ["dog", "sky", "dog"], ["dog"], inside)
+    assert found.tolist() == [[1, 1, 0, 0, 0, 0]]
+    assert kept == [1]
+    found, kept = keep_named(labels, ["dog", "sky", "dog"], ["sky"], inside)
+    assert found.tolist() == [[0, 0, 1, 1, 0, 0]]
+    assert kept == [2]
 
 
 def test_weights_of_another_unet_are_no_baseline(base, tmp_path):

@@ -6,20 +6,21 @@ import json
 import math
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 from builders import build_data
+from torch.nn.functional import one_hot
 
-from unigs.data import HeldOut, list_names
+from unigs.data import HeldOut
 from unigs.evaluation.judging import Judges, count_recognised, judge_batch
 from unigs.evaluation.predictors import EmptyFloor, Oracle, RandomFloor
 from unigs.evaluation.protocol import InputLoader, Inputs
 from unigs.evaluation.results import summarise_rows
+from unigs.metrics.classes import SemanticQuality
 from unigs.metrics.segmenter import Segments, SemanticSegmenter, load_segmenter
-from unigs.recipes.judge import UNKNOWN, Judge, balanced_loss, paint_classes, rate_classes
+from unigs.recipes.judge import Judge, balanced_loss
 from unigs.records import TASKS, Batch, Prediction
-from unigs.tasks import TaskOptions
+from unigs.tasks import BACKGROUND, UNKNOWN, TaskOptions, list_classes, paint_classes
 
 PLAIN = TaskOptions(64, max_painted=25, min_area=1 / 256, arbitrary_mask_percent=0.0)
 """Whole boxes and no entity too small to count: an entity always lies inside its coarse mask."""
@@ -53,7 +54,7 @@ def judge_all(data, task, rename, predictor):
 @pytest.mark.parametrize("task", ["inpainting", "synthesis"])
 def test_a_perfect_segmenter_recognises_everything_and_misnamed_nothing(shards, task):
     data = make_data(shards, task_ratios={task: 1.0})
-    vocabulary = list_names(data.select_sources("val")[0])
+    vocabulary = list_classes(data.select_sources("val")[0]).names
 
     def swap(name, asked):
         others = [other for other in vocabulary if other not in asked]
@@ -134,15 +135,6 @@ def test_known_error_sees_known_pixels_only(shards):
     assert "recognised" not in row
 
 
-def test_classes_follow_names_and_leave_out_what_is_not_known():
-    truth = torch.tensor([[1, 2, 3, 0]])
-    batch = make_batch("entity", truth, ["ring", "unknown", "disc"], truth >= 0)
-    categories = {"disc": 0, "ring": 1}
-    assert paint_classes(batch, categories).tolist() == [[[1, UNKNOWN, 0, UNKNOWN]]]
-    batch.ignored[0, 0, 0] = True
-    assert paint_classes(batch, categories).tolist() == [[[UNKNOWN, UNKNOWN, 0, UNKNOWN]]]
-
-
 def test_an_entity_weighs_by_the_root_of_its_area():
     torch.manual_seed(0)
     logits, labels = torch.randn(1, 4, 6, 6), torch.ones(1, 6, 6, dtype=torch.int64)
@@ -154,20 +146,35 @@ def test_an_entity_weighs_by_the_root_of_its_area():
         n**0.5 * surprise[0, c][labels[0] == k].mean() for (k, n), c in zip(area_px.items(), (0, 2))
     )
     total = sum(n**0.5 for n in area_px.values())
-    assert balanced_loss(logits, classes, labels) == pytest.approx(
-        float(expected / total), rel=1e-5
-    )
+    loss = balanced_loss(logits, classes, labels)
+    assert loss == pytest.approx(float(expected / total), rel=1e-5)
+    classes[classes == UNKNOWN] = BACKGROUND  # no class either
+    assert torch.equal(balanced_loss(logits, classes, labels), loss)
 
 
-def test_class_figures_equal_scikit_learns():
-    from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
+def test_validation_figures_are_those_of_a_confusion_matrix(shards):
+    from torchmetrics.classification import MulticlassConfusionMatrix
 
-    rng = np.random.default_rng(0)
-    true, predicted = rng.integers(0, 4, 200), rng.integers(1, 5, 200)
-    counts = torch.from_numpy(confusion_matrix(true, predicted, labels=range(7)))
-    figures = rate_classes(counts)
-    assert figures["pixel_accuracy"] == pytest.approx(accuracy_score(true, predicted))
-    assert figures["class_miou"] == pytest.approx(jaccard_score(true, predicted, average="macro"))
+    data = make_data(shards, task_ratios={"entity": 1.0}, samples_per_task=6, batch_size=3)
+    table = list_classes(data.select_sources("val")[0])
+    judge, counts = Judge(), MulticlassConfusionMatrix(len(table), ignore_index=UNKNOWN)
+    judge.quality = SemanticQuality(table)
+    torch.manual_seed(0)
+    for batch in data.val_dataloader():
+        batch.labels[:, :8], batch.ignored[:, 8:16] = 0, True
+        true = paint_classes(batch, table)
+        assert {UNKNOWN, BACKGROUND} < set(true.unique().tolist())
+        wrong = torch.rand(true.shape) < 0.5
+        found = torch.where(wrong | (true < 0), torch.randint(4, true.shape), true)
+        judge.forward = lambda image, found=found: one_hot(found, len(table)).permute(0, 3, 1, 2)
+        judge.validation_step(batch, 0)
+        counts.update(found, true.masked_fill(true < 0, UNKNOWN))
+    matrix = counts.compute().double()
+    right, union = matrix.diag(), matrix.sum(0) + matrix.sum(1) - matrix.diag()
+    figures = judge.quality.compute()
+    assert figures["pixel_accuracy"] == right.sum() / matrix.sum()
+    expected = (right / union)[union > 0].mean()
+    assert figures["class_miou"] == pytest.approx(float(expected), abs=1e-15)
 
 
 def test_training_saves_a_folder_that_judges_as_it_was_trained(shards, tmp_path):
@@ -184,12 +191,13 @@ def test_training_saves_a_folder_that_judges_as_it_was_trained(shards, tmp_path)
     trainer.fit(judge, data)
     for name, value in trainer.callback_metrics.items():
         assert math.isfinite(value), name
-    assert {"val/pixel_accuracy", "val/class_miou"} <= set(trainer.callback_metrics)
+    figures = {"val/pixel_accuracy", "val/class_miou", "val/class_macc"}
+    assert figures <= set(trainer.callback_metrics)
     files = {path.name: path for path in (tmp_path / "judge").iterdir()}
     assert set(files) == {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert str(tmp_path) not in files["config.json"].read_text()
     names = json.loads(files["config.json"].read_text())["id2label"]
-    vocabulary = list_names(data.select_sources("train")[0])
+    vocabulary = list_classes(data.select_sources("train")[0]).names
     assert [names[str(k)] for k in range(len(names))] == list(vocabulary)
 
     segmenter = load_segmenter(tmp_path / "judge")

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,20 @@ import torch.distributed as dist
 from test_metrics_segmentation import jitter, random_labels
 
 from unigs.metrics.average_precision import EntityAP
+from unigs.metrics.classes import PanopticClassQuality, SemanticQuality
 from unigs.metrics.panoptic import PanopticEntityQuality
 from unigs.metrics.segmentation import EntityQuality, ReferringQuality
+from unigs.tasks import ClassTable
 
-METRICS = (EntityQuality, ReferringQuality, PanopticEntityQuality, EntityAP)
+TABLE = ClassTable(("disc", "ring", "sky"), (True, True, False))
+METRICS = {
+    "EntityQuality": EntityQuality,
+    "ReferringQuality": ReferringQuality,
+    "PanopticEntityQuality": PanopticEntityQuality,
+    "EntityAP": EntityAP,
+    "SemanticQuality": partial(SemanticQuality, TABLE),
+    "PanopticClassQuality": partial(PanopticClassQuality, TABLE),
+}
 
 
 def make_pictures(count=6):
@@ -30,14 +41,19 @@ def measure(rank, ranks, group=None):
     """Figures of all metrics, synced over the group; the last of three ranks sees no picture."""
     busy = min(ranks, 2)
     values = {}
-    for kind in METRICS:
-        metric = kind()
+    for kind, make in METRICS.items():
+        metric = make()
         metric.process_group = group
         for place, (predicted, scores, true) in enumerate(make_pictures()):
             if place % busy == rank:
-                arguments = (predicted, scores, true) if kind is EntityAP else (predicted, true)
-                metric.update(*arguments)
-        values |= {f"{kind.__name__}.{k}": float(v) for k, v in metric.compute().items()}
+                names = [[TABLE.names[(place + k) % 3] for k in range(7)]]
+                arguments = {
+                    "EntityAP": (predicted, scores, true),
+                    "SemanticQuality": (predicted, names, true, names),
+                    "PanopticClassQuality": (predicted, names, true, names),
+                }
+                metric.update(*arguments.get(kind, (predicted, true)))
+        values |= {f"{kind}.{k}": float(v) for k, v in metric.compute().items()}
     return values
 
 
@@ -56,7 +72,7 @@ def run_rank(rank, folder):
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_one_two_and_three_ranks_give_the_same_numbers():
     alone = measure(0, 1)
-    assert len(alone) == 16
+    assert len(alone) == 28
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["unigs.metrics.average_precision", "hypothesis", "pytest"])
     with tempfile.TemporaryDirectory() as folder:

@@ -34,6 +34,10 @@ def test_numbers_stand_beside_the_papers(report):
     (line,) = [row for row in text.split("Table 6")[1].splitlines() if "**oracle**" in row]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1:4] == [f"{entity[name]:.3f}" for name in ("miou", "recall", "ap")]
+    named = [f"{entity[name]:.3f}" for name in ("class_miou", "class_macc", "class_pq")]
+    assert cells[-3:] == named
+    (line,) = [row for row in text.split("Table 6")[1].splitlines() if "**floor-random**" in row]
+    assert [cell.strip() for cell in line.strip("|").split("|")][-3:] == [""] * 3
     assert "| CropFormer (paper) | 0.664 | 0.727 | 0.449 |" in text
     assert "pass --judges.inception_weights FILE" in text
     for table in PAPER:

@@ -35,7 +35,7 @@ from pycocotools.coco import COCO
 
 from unigs.annotations import find_sources
 from unigs.annotations.base import Source
-from unigs.data import JOINT_RATIOS, list_names
+from unigs.data import JOINT_RATIOS
 from unigs.images import encode_image
 from unigs.plan import Mix, Plan
 from unigs.records import Annotated, Entity, Skips, UnigsError
@@ -45,7 +45,7 @@ from unigs.shards.samples import decode_labels, decode_sample, encode_labels
 from unigs.shards.write import write_source
 from unigs.streams import StreamDataset
 from unigs.synthetic import write_datasets
-from unigs.tasks import TaskOptions, make_sample
+from unigs.tasks import TaskOptions, list_classes, make_sample
 from unigs.transforms import center_crop
 
 NAME = "coco-instances-train"
@@ -124,7 +124,7 @@ def bind_tasks(manifest: Manifest, size_px: int) -> Any:
         make_sample,
         seed=0,
         options=TaskOptions(resolution_px=size_px),
-        vocabulary=list_names({NAME: manifest}),
+        vocabulary=list_classes({NAME: manifest}).names,
         augment=True,
     )
 

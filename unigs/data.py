@@ -22,7 +22,7 @@ from unigs.records import TASKS, Batch, TaskSample, UnigsError
 from unigs.runs import Rule
 from unigs.shards import Manifest, read_manifests
 from unigs.streams import LOADER_TIMEOUT_S, Made, StreamDataset, StreamLoader
-from unigs.tasks import TaskOptions, make_sample, speak_category
+from unigs.tasks import TaskOptions, list_classes, make_sample
 
 JOINT_RATIOS = {"inpainting": 0.3, "synthesis": 0.3, "referring": 0.2, "entity": 0.2}
 """Task ratios of the joint model (supplement, "One-to-Many Joint Model")."""
@@ -89,12 +89,6 @@ def stack_samples(samples: Sequence[TaskSample]) -> Batch:
 def stack_made(made: Sequence[Made]) -> Batch:
     """The same for what a ``StreamDataset`` gives; its skips are not told here."""
     return stack_samples([one.sample for one in made])
-
-
-def list_names(manifests: Mapping[str, Manifest]) -> tuple[str, ...]:
-    """Spoken category names of all manifests, sorted, each once; the vocabulary of negatives."""
-    names = {speak_category(row["name"]) for m in manifests.values() for row in m.categories}
-    return tuple(sorted(names - {"", "unknown"}))
 
 
 class UniGSData(L.LightningDataModule):
@@ -229,7 +223,7 @@ class UniGSData(L.LightningDataModule):
             make_sample,
             seed=self.seed,
             options=options if augment else options.for_evaluation(),
-            vocabulary=list_names(manifests),
+            vocabulary=list_classes(manifests).names,
             augment=augment,
         )
         return StreamDataset(manifests, plan, make)

@@ -210,12 +210,15 @@ class Prediction:
         image: uint8 [B, 3, H, W]. colormap: uint8 [B, 3, H, W], as generated.
         labels: int32 [B, H, W], the decoded masks; 0 is background.
         scores: per image one float in 0..1 per label 1..N.
+        names: per image the spoken category of each label 1..N, ``""`` for one that is not named;
+            None of a model that names nothing.
     """
 
     image: torch.Tensor
     colormap: torch.Tensor
     labels: torch.Tensor
     scores: list[list[float]]
+    names: list[list[str]] | None = None
 
 
 @dataclass

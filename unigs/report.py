@@ -114,6 +114,9 @@ PAPER = (
             Column("SQ", "sq"),
             Column("RQ", "rq"),
             Column("boundary IoU", "boundary_iou"),
+            Column("class mIoU", "class_miou"),
+            Column("class mAcc", "class_macc"),
+            Column("class PQ", "class_pq"),
         ),
         (
             ("CondInst-Entity", (0.621, 0.685, 0.397)),
@@ -128,6 +131,7 @@ NOTES = (
     "and defines neither mIoU nor recall; compare our rows with each other first.",
     "Oracles know the truth and lose what palette, decoder and VAE lose; floors know nothing. "
     "A model is read between the two.",
+    "Figures of classes are of models that name their masks.",
 )
 STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;color:#222}

@@ -91,41 +91,43 @@ class Mask2FormerBaseline:
     def __call__(self, batch: Batch) -> Prediction:
         found = self.segmenter(batch.image)
         labels, scores = found.labels, found.scores
+        names = [[speak_category(name) for name in said] for said in found.names]
         if RECIPES[name_task(batch)].draws:
             chosen = [
-                keep_named(labels[i], found.scores[i], found.names[i], batch.asked[i], mask)
+                keep_named(labels[i], names[i], batch.asked[i], mask)
                 for i, mask in enumerate(batch.coarse_mask[:, 0].cpu())
             ]
-            labels, scores = torch.stack([one[0] for one in chosen]), [one[1] for one in chosen]
-        return Prediction(batch.image, encode_colormap(labels), labels, scores)
+            labels = torch.stack([one for one, _ in chosen])
+            scores = [[scores[i][k - 1] for k in kept] for i, (_, kept) in enumerate(chosen)]
+            names = [[names[i][k - 1] for k in kept] for i, (_, kept) in enumerate(chosen)]
+        return Prediction(batch.image, encode_colormap(labels), labels, scores, names)
 
 
 def keep_named(
     labels: torch.Tensor,
-    scores: Sequence[float],
     names: Sequence[str],
     asked: Sequence[str],
     coarse_mask: torch.Tensor,
-) -> tuple[torch.Tensor, list[float]]:
+) -> tuple[torch.Tensor, list[int]]:
     """Segments of the names that were asked for and that lie mostly inside the coarse mask.
 
     Args:
         labels: int32 [H, W].
-        scores, names: one per label 1..N.
+        names: spoken, of label k at ``names[k - 1]``.
         asked: spoken names.
         coarse_mask: bool [H, W].
 
     Returns:
-        int32 [H, W] with labels 1..M, and their scores.
+        int32 [H, W] with labels 1..M, and the labels that they had.
     """
     count = len(names) + 1
     whole = np.bincount(labels.flatten(), minlength=count)
     inside = np.bincount(labels[coarse_mask], minlength=count)
     table = torch.zeros(count, dtype=torch.int32)
-    kept = []
+    kept: list[int] = []
     for label, name in enumerate(names, 1):
-        if speak_category(name) in asked and 2 * inside[label] > whole[label]:
-            kept.append(scores[label - 1])
+        if name in asked and 2 * inside[label] > whole[label]:
+            kept.append(label)
             table[label] = len(kept)
     return table[labels.long()], kept
 

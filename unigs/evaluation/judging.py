@@ -1,7 +1,8 @@
 """A batch and its prediction -> what is kept of each picture (protocol -> judging -> results).
 
 In: ``Batch``, ``Prediction``. Out: per picture one JSON row of tallies (``metrics.tally``), from
-which every mask figure of any subset is recomputed exactly; features for FID; a strip of pictures
+which every mask figure of any subset is recomputed exactly (by class too, if the prediction names
+its masks and all are meant, not a few that were asked for); features for FID; a strip of pictures
 to look at. Figures whose network was not given are left out and named in the results.
 
 ``recognised`` is the share of asked entities that a segmenter finds, by name, in what was drawn:
@@ -29,6 +30,13 @@ from torch import nn
 from unigs.evaluation.protocol import digest_item
 from unigs.files import hash_file
 from unigs.metrics.average_precision import measure_detections
+from unigs.metrics.classes import (
+    Named,
+    Tally,
+    measure_pixels,
+    measure_segments,
+    split_kinds,
+)
 from unigs.metrics.clip_score import Clip, load_clip, score_pictures
 from unigs.metrics.frechet import extract_features, load_inception
 from unigs.metrics.overlaps import count_overlaps, match_entities
@@ -38,7 +46,7 @@ from unigs.metrics.segmenter import Segmenter, Segments, load_segmenter
 from unigs.pictures import blend_labels, colour_labels
 from unigs.records import Batch, Prediction, UnigsError
 from unigs.systems.predictor import name_task
-from unigs.tasks import RECIPES, english_list, speak_category
+from unigs.tasks import RECIPES, ClassTable, english_list, speak_category
 
 TALLIES = {
     "entities": EntityQuality,
@@ -117,13 +125,16 @@ def load_judges(files: JudgeFiles, device: str = "cpu") -> Judges:
     )
 
 
-def judge_batch(judges: Judges, batch: Batch, prediction: Prediction) -> list[dict[str, Any]]:
+def judge_batch(
+    judges: Judges, batch: Batch, prediction: Prediction, classes: ClassTable | None = None
+) -> list[dict[str, Any]]:
     """One row per picture.
 
     Args:
         judges: networks at hand.
         batch: inputs and truth of one task.
         prediction: what the model made of them.
+        classes: of the data, for tallies by class; None leaves them out.
 
     Raises:
         UnigsError: a prediction of another size or number, labels without a score, NaN.
@@ -151,12 +162,41 @@ def judge_batch(judges: Judges, batch: Batch, prediction: Prediction) -> list[di
                 "truths": truths.tolist(),
             }
         )
+    if classes is not None and prediction.names is not None and not RECIPES[task].draws:
+        for place, row in enumerate(rows):
+            row |= tally_classes(batch, prediction.labels, prediction.names, classes, place)
     if RECIPES[task].draws_picture:
         _judge_pictures(judges, batch, prediction, rows)
     if RECIPES[task].context == "masked image":
         for row, error in zip(rows, measure_known(batch, prediction)):
             row |= {} if error is None else {"known_error": error}
     return rows
+
+
+def tally_classes(
+    batch: Batch,
+    labels: torch.Tensor,
+    names: Sequence[Sequence[str]],
+    classes: ClassTable,
+    place: int,
+) -> dict[str, Tally]:
+    """Pixels and segments of one picture by class name: see ``metrics.classes``.
+
+    Args:
+        batch: the truth.
+        labels: int [B, H, W], predicted.
+        names: per picture one per label.
+        classes: of the data.
+        place: of the picture in both.
+    """
+    pair = (
+        Named(labels[place].cpu(), names[place]),
+        Named(batch.labels[place].cpu(), batch.names[place]),
+    )
+    ignored = batch.ignored[place].cpu()
+    things, stuff = split_kinds(measure_segments(*pair, classes, ignored), classes)
+    pixels = measure_pixels(*pair, classes, ignored)
+    return {"class_pixels": pixels, "class_things": things, "class_stuff": stuff}
 
 
 def _judge_pictures(
@@ -259,6 +299,12 @@ def check_prediction(batch: Batch, prediction: Prediction) -> None:
     if len(prediction.scores) != len(batch):
         raise UnigsError(
             f"expected {len(batch)} lists of scores; got {len(prediction.scores)}; "
+            f"in the prediction for {batch.keys[0]}"
+        )
+    counts = [len(scores) for scores in prediction.scores]
+    if prediction.names is not None and [len(names) for names in prediction.names] != counts:
+        raise UnigsError(
+            f"expected a name for each score, {counts}; got {[len(n) for n in prediction.names]}; "
             f"in the prediction for {batch.keys[0]}"
         )
 

@@ -5,10 +5,13 @@ An oracle loses only what palette, decoder (and VAE) lose: no model can be expec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from unigs.codec import Decoder, Palette, decode_colormap, encode_colormap
+from unigs.metrics.overlaps import count_overlaps
 from unigs.records import TASKS, Batch, Prediction
 from unigs.seeds import rng
 from unigs.systems.joint.towers import FrozenTowers
@@ -17,7 +20,7 @@ from unigs.tasks import RECIPES
 
 
 class Oracle:
-    """Ground truth -> palette -> decoder; with towers, through the VAE as well.
+    """Ground truth -> palette -> decoder; with towers, through the VAE as well. Names are true.
 
     Args:
         name: for tables.
@@ -51,7 +54,35 @@ class Oracle:
             )
         mode = RECIPES[name_task(batch)].mode
         decoded = decode_colormap(colormap, self.palette, mode=mode, decoder=self.decoder)
-        return Prediction(image, colormap, decoded.labels, decoded.scores)
+        names = [
+            name_masks(mine, len(scores), truth, said)
+            for mine, scores, truth, said in zip(
+                decoded.labels, decoded.scores, batch.labels, batch.names
+            )
+        ]
+        return Prediction(image, colormap, decoded.labels, decoded.scores, names)
+
+
+def name_masks(
+    labels: torch.Tensor, count: int, true: torch.Tensor, true_names: Sequence[str]
+) -> list[str]:
+    """Name each mask after the true entity with which it shares most pixels.
+
+    Args:
+        labels: int [H, W], 0..count.
+        count: of masks.
+        true: int [H, W], 0..N.
+        true_names: N of them.
+
+    Returns:
+        ``count`` names, ``""`` of a mask that shares no pixel with an entity.
+    """
+    overlaps = count_overlaps(labels, true)
+    names = [""] * count
+    for label, shared in zip(overlaps.predicted_labels, overlaps.shared):
+        if shared.any():
+            names[label - 1] = true_names[overlaps.true_labels[shared.argmax()] - 1]
+    return names
 
 
 class EmptyFloor:

@@ -24,6 +24,7 @@ from unigs.evaluation.fingerprint import list_differences
 from unigs.evaluation.judging import TALLIES
 from unigs.files import write_text
 from unigs.metrics.average_precision import summarise_detections
+from unigs.metrics.classes import rate_pixels, rate_segments, sum_tallies
 from unigs.metrics.frechet import (
     Statistics,
     measure_frechet,
@@ -155,6 +156,12 @@ def summarise_rows(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     detections = [line for row in rows for line in row["detections"]]
     table = np.array(detections, dtype=np.float64).reshape(-1, 4)
     figures |= summarise_detections(table, np.sum([row["truths"] for row in rows], axis=0))
+    if all("class_pixels" in row for row in rows):
+        pixels, things, stuff = (
+            sum_tallies(row[f"class_{kind}"] for row in rows)
+            for kind in ("pixels", "things", "stuff")
+        )
+        figures |= rate_pixels(pixels) | rate_segments(things, stuff)
     judged = [row["synthesis"] for row in rows if "synthesis" in row]
     if judged:
         figures["synthesis_miou"] = _sum_up(EntityQuality, judged)["miou"]

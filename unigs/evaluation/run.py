@@ -38,6 +38,7 @@ from unigs.metrics.frechet import locate_statistics
 from unigs.records import Batch, Prediction, UnigsError
 from unigs.streams import Loaded
 from unigs.systems.predictor import Predictor
+from unigs.tasks import list_classes
 
 PROTOCOL = "protocol.json"
 RESULTS = "results.json"
@@ -74,6 +75,8 @@ class Evaluator:
     ) -> None:
         self.predictor, self.judges, self.inputs = predictor, judges, inputs
         self.header = describe_inputs(inputs)
+        manifests, _ = inputs.data.select_sources(inputs.held_out.split)
+        self.classes = list_classes(manifests)
         self.promised = read_protocol(Path(inputs.protocol), self.header) if inputs.protocol else {}
         self.cache = Path(cache) if cache else locate_cache()
         self.key = f"{digest_header(self.header)}/{judges.inception_id}"
@@ -88,7 +91,7 @@ class Evaluator:
         """
         batch = loaded.batch
         prediction, seconds = time_prediction(self.predictor, batch)
-        rows = judge_batch(self.judges, batch, prediction)
+        rows = judge_batch(self.judges, batch, prediction, self.classes)
         _check_inputs(rows, self.promised)
         for row, skips in zip(rows, loaded.skips, strict=True):
             row |= {"seconds": seconds / len(batch), "skipped": dict(skips.counts)}

@@ -7,13 +7,11 @@ of the data it was trained on and no others; what it makes of real ones is its c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
-from torchmetrics.classification import MulticlassConfusionMatrix
 from transformers import (
     ResNetConfig,
     SegformerImageProcessorPil,
@@ -21,35 +19,16 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
-from unigs.data import UniGSData, list_names
+from unigs.data import UniGSData
+from unigs.metrics.classes import SemanticQuality
 from unigs.records import Batch, UnigsError
-from unigs.shards.manifest import Manifest
 from unigs.systems.balance import balance_sizes
 from unigs.systems.pixels import to_signed
 from unigs.systems.system import Learner
-from unigs.tasks import speak_category
-
-UNKNOWN = 255
-"""The class of pixels whose category is not known; the loss and the figures leave them out."""
+from unigs.tasks import UNKNOWN, ClassTable, list_classes, paint_classes
 
 ENLARGE = 2
 """Pictures are enlarged by this: ResNet's first stage sees a quarter, too coarse at 64 px."""
-
-
-def paint_classes(batch: Batch, categories: Mapping[str, int]) -> torch.Tensor:
-    """The class of every pixel, int64 [B, H, W]; ``UNKNOWN`` where none of ``categories`` is known.
-
-    Args:
-        batch: its names are looked up.
-        categories: spoken name -> class.
-    """
-    painted = [
-        torch.tensor([UNKNOWN, *(categories.get(name, UNKNOWN) for name in names)])
-        .to(labels.device)
-        .take(labels.long())
-        for names, labels in zip(batch.names, batch.labels)
-    ]
-    return torch.stack(painted).masked_fill(batch.ignored, UNKNOWN)
 
 
 def balanced_loss(
@@ -62,41 +41,21 @@ def balanced_loss(
 
     Args:
         logits: float [B, C, H, W].
-        classes: int64 [B, H, W], below C or ``UNKNOWN``.
+        classes: int64 [B, H, W], below C; negative where a pixel has none.
         labels: int [B, H, W], the entities.
     """
     weight = balance_sizes(labels, (labels.shape[-2], labels.shape[-1]), 0.5)[:, 0]
-    weight = weight * (classes != UNKNOWN)
-    error = nn.functional.cross_entropy(logits, classes, ignore_index=UNKNOWN, reduction="none")
+    weight = weight * (classes >= 0)
+    known = classes.masked_fill(classes < 0, UNKNOWN)
+    error = nn.functional.cross_entropy(logits, known, ignore_index=UNKNOWN, reduction="none")
     return (weight * error).sum() / weight.sum()
 
 
-def rate_classes(confusion: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Pixel accuracy, and IoU averaged over the classes that occur, of counts [true, predicted]."""
-    right = confusion.diag().double()
-    union = confusion.sum(0) + confusion.sum(1) - right
-    return {
-        "pixel_accuracy": right.sum() / confusion.sum(),
-        "class_miou": (right / union)[union > 0].mean(),
-    }
-
-
-def list_stuff(manifests: Mapping[str, Manifest]) -> set[str]:
-    """Spoken names that some data set calls stuff and none calls things."""
-    kinds: dict[str, set[bool | None]] = {}
-    for row in (row for manifest in manifests.values() for row in manifest.categories):
-        kinds.setdefault(speak_category(row["name"]), set()).add(row["is_thing"])
-    return {name for name, seen in kinds.items() if False in seen and True not in seen}
-
-
-def build_network(
-    categories: Mapping[str, int], stuff: Collection[str], width: int
-) -> UperNetForSemanticSegmentation:
+def build_network(classes: ClassTable, width: int) -> UperNetForSemanticSegmentation:
     """UperNet over a ResNet-18 of another width, random weights.
 
     Args:
-        categories: spoken name -> class.
-        stuff: names of which a picture has one segment each, however many areas it has.
+        classes: what it names.
         width: channels of the first stage; the next have 2, 4 and 6 times as many, the head 1.5.
     """
     backbone = ResNetConfig(
@@ -111,9 +70,9 @@ def build_network(
         hidden_size=3 * width // 2,
         pool_scales=[1, 2],  # the last stage is 4 cells wide
         use_auxiliary_head=False,
-        id2label={number: name for name, number in categories.items()},
-        label2id=dict(categories),
-        label_ids_to_fuse=[number for name, number in categories.items() if name in stuff],
+        id2label=dict(enumerate(classes.names)),
+        label2id={name: number for number, name in enumerate(classes.names)},
+        label_ids_to_fuse=[number for number, thing in enumerate(classes.things) if not thing],
     )
     return UperNetForSemanticSegmentation(config)
 
@@ -146,9 +105,8 @@ class Judge(Learner):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.categories: dict[str, int] = {}
         self.network: Any = None
-        self.confusion: Any = None
+        self.quality: Any = None
 
     @property
     def hp(self) -> Any:
@@ -171,10 +129,9 @@ class Judge(Learner):
         """Build the network once the data have told the categories."""
         if self.network is None:
             manifests, _ = self.data.select_sources(self.data.train_split)
-            self.categories = {name: place for place, name in enumerate(list_names(manifests))}
-            network = build_network(self.categories, list_stuff(manifests), self.hp.width)
+            self.quality = SemanticQuality(list_classes(manifests))
+            network = build_network(self.quality.table, self.hp.width)
             self.network = network.to(memory_format=torch.channels_last)  # a quarter faster
-            self.confusion = MulticlassConfusionMatrix(len(self.categories), ignore_index=UNKNOWN)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """uint8 [B, 3, H, W] -> logits [B, classes, H, W]."""
@@ -186,20 +143,23 @@ class Judge(Learner):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The loss over the pixels whose category is known."""
-        classes = paint_classes(batch, self.categories)
+        classes = paint_classes(batch, self.quality.table)
         loss = balanced_loss(self(batch.image), classes, batch.labels)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count predicted against true classes."""
-        self.confusion.update(self(batch.image).argmax(1), paint_classes(batch, self.categories))
+        """Count predicted against true classes, where a pixel has one."""
+        classes = paint_classes(batch, self.quality.table)
+        names = [self.quality.table.names] * len(batch)
+        labels = self(batch.image).argmax(1) + 1
+        self.quality.update(labels, names, classes.clamp(min=-1) + 1, names, classes < 0)
 
     def on_validation_epoch_end(self) -> None:
-        """Pixel accuracy and class mIoU over all pictures and ranks."""
-        for name, value in rate_classes(self.confusion.compute()).items():
+        """Class mIoU, mAcc and pixel accuracy over all pictures and ranks."""
+        for name, value in self.quality.compute().items():
             self.log(f"val/{name}", value, prog_bar=True, rank_zero_only=True)
-        self.confusion.reset()
+        self.quality.reset()
 
     def on_train_end(self) -> None:
         """Save network and image processor; the folder loads without this package."""
@@ -207,7 +167,7 @@ class Judge(Learner):
             self.network.config._name_or_path = ""
             self.network.save_pretrained(self.hp.out)
             build_processor(self.data.tasks.resolution_px).save_pretrained(self.hp.out)
-            print(f"saved the judge of {len(self.categories)} classes to {self.hp.out}")
+            print(f"saved the judge of {len(self.quality.table)} classes to {self.hp.out}")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hp.learning_rate)

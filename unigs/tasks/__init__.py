@@ -1,5 +1,13 @@
-"""The four tasks: the table, the coarse masks, and a picture made into a sample."""
+"""The four tasks: the table, the coarse masks, a picture made into a sample, and its classes."""
 
+from unigs.tasks.classes import (
+    BACKGROUND,
+    UNKNOWN,
+    ClassTable,
+    list_classes,
+    number_labels,
+    paint_classes,
+)
 from unigs.tasks.recipes import (
     RECIPES,
     Recipe,
@@ -10,12 +18,18 @@ from unigs.tasks.recipes import (
 from unigs.tasks.sample import TaskOptions, UnusableSample, make_sample
 
 __all__ = [
+    "BACKGROUND",
     "RECIPES",
+    "UNKNOWN",
+    "ClassTable",
     "Recipe",
     "TaskOptions",
     "UnusableSample",
     "english_list",
+    "list_classes",
     "make_sample",
+    "number_labels",
+    "paint_classes",
     "speak_category",
     "write_prompt",
 ]

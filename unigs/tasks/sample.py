@@ -13,6 +13,7 @@ import numpy as np
 
 from unigs.records import Annotated, Entity, TaskSample, UnigsError
 from unigs.seeds import rng as seeded_rng
+from unigs.tasks.classes import NAMELESS
 from unigs.tasks.coarse_masks import draw_coarse_mask
 from unigs.tasks.recipes import RECIPES, speak_category, write_prompt
 from unigs.transforms import apply_crop, center_crop, random_crop
@@ -59,7 +60,7 @@ def drawable_entities(annotated: Annotated, areas: np.ndarray, options: TaskOpti
     return [
         e
         for e in annotated.entities
-        if not e.is_crowd and e.category not in ("", "unknown") and areas[e.label] >= least
+        if not e.is_crowd and e.category not in NAMELESS and areas[e.label] >= least
     ]
 
 

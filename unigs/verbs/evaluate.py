@@ -78,7 +78,8 @@ def evaluate_models(
 
     Args:
         models: pipeline folders; ``oracle``, ``oracle-vae=PIPELINE`` (ceilings), ``floor-empty``,
-            ``floor-random``; ``sd-inpainting=FOLDER``, ``mask2former=FOLDER`` (baselines).
+            ``floor-random``; ``sd-inpainting=FOLDER``, ``mask2former=FOLDER`` (baselines; the
+            latter takes any segmenter that can judge, the benchmark's too).
         shards: folders that ``unigs shards`` wrote.
         out: folder; results of each model in a folder of its name, and one report over all.
         scenes: which pictures, and what is asked of them.
