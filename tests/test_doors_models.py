@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from unigs.recipes import bases
 from unigs.recipes.bases import make_base
 from unigs.records import UnigsError, UnigsWarning
+from unigs.systems.folders import write_digests
 from unigs.systems.joint.base import (
     load_components,
     load_vae,
@@ -25,7 +26,7 @@ from unigs.systems.joint.base import (
     read_hub_id,
     resolve_prediction_type,
 )
-from unigs.systems.joint.folders import write_digests
+from unigs.systems.joint.folders import list_files
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.joint.predictor import JointPredictor
 from unigs.systems.joint.single import check_kind, read_pickle, read_weights
@@ -229,7 +230,7 @@ def test_a_folder_of_before_the_digests_loads_with_a_note(copy):
 )  # fmt: skip
 def test_settings_and_classes_that_are_not_ours_are_refused(copy, change):
     edit(copy / "model_index.json", **change)
-    write_digests(copy)
+    write_digests(copy, list_files(copy))
     with pytest.raises(UnigsError):
         UniGSPipeline.load(str(copy))
 

@@ -1,7 +1,7 @@
 """The picture's encoder of the siblings: a stock transformers backbone, four levels of features.
 
-In: uint8 pictures. Out: feature maps at strides 4, 8, 16 and 32 of what the backbone sees. Real ones
-come by folder or hub id; small ones are drawn at random from a config, to be trained from nothing.
+In: uint8 pictures. Out: feature maps at strides 4, 8, 16 and 32 of what the backbone sees. Real
+ones come by folder or hub id; small ones are random, to be trained from nothing.
 """
 
 from __future__ import annotations

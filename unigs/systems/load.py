@@ -11,7 +11,7 @@ from typing import Any
 
 from unigs.checkpoints import RUN, read_checkpoint, read_ema
 from unigs.records import UnigsError
-from unigs.systems.joint.folders import INDEX
+from unigs.systems.folders import INDEX
 from unigs.systems.joint.module import UniGS
 from unigs.systems.joint.predictor import load_joint
 from unigs.systems.sampling import Sampling

@@ -6,19 +6,16 @@ bytes that are those that were written. A folder of before the digests still loa
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unigs.codec import Palette
-from unigs.files import hash_file, write_json
-from unigs.records import UnigsError, UnigsWarning
-from unigs.systems.joint.tokens import check_vocabulary
+from unigs.records import UnigsError
+from unigs.systems.folders import INDEX
 from unigs.systems.sampling import ALL, read_remembered
-from unigs.weights import check_file, in_words, read_config
+from unigs.weights import read_config
 
-INDEX, DIGESTS = "model_index.json", "digests.json"
 PARTS = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
@@ -100,41 +97,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Files that a loader reads, as paths below the folder with forward slashes, sorted."""
+    """Files that a loader reads, as paths below the folder with forward slashes."""
     inside = [path for part in PARTS for path in (folder / part).rglob("*") if path.is_file()]
     names = [path.relative_to(folder).as_posix() for path in inside if path.suffix in _LOADED]
-    return sorted([INDEX, *names])
-
-
-def write_digests(folder: Path) -> None:
-    """Record the sha256 of every file that a loader reads."""
-    write_json(folder / DIGESTS, {name: hash_file(folder / name) for name in list_files(folder)})
-
-
-def check_digests(folder: Path) -> None:
-    """Refuse a folder whose bytes are not those that were written.
-
-    Raises:
-        UnigsError: names the file that was changed, is missing, or was added.
-    """
-    check_vocabulary(folder / "tokenizer")  # its loss is told as what it is
-    path = folder / DIGESTS
-    if not path.exists():
-        warnings.warn(
-            f"{folder} has no {DIGESTS}, so damage is not noticed; unigs export writes one",
-            UnigsWarning,
-            stacklevel=2,
-        )
-        return
-    recorded, found = read_config(path), list_files(folder)
-    for name in sorted({*recorded, *found}):
-        with in_words("a readable file", folder / name):
-            digest = hash_file(folder / name) if name in found else ""
-        if digest != recorded.get(name):
-            if digest:
-                check_file(folder / name)  # an empty file or a pointer says more than its digest
-            what = "changed" if digest and name in recorded else "added" if digest else "missing"
-            raise UnigsError(
-                f"expected the files that {DIGESTS} records, got {name} {what}, at {folder}; fetch "
-                f"the folder again, or delete {DIGESTS} if the change is yours"
-            )
+    return [INDEX, *names]

@@ -22,12 +22,13 @@ from diffusers import DiffusionPipeline
 from unigs.codec import Decoded, Palette, decode_colormap, encode_colormap
 from unigs.codec.guided_filter import filter_colormap
 from unigs.records import Prediction, UnigsError, UnigsWarning, show
+from unigs.systems.folders import check_digests, write_digests
 from unigs.systems.joint.base import load_folder
 from unigs.systems.joint.conditions import Known, check_inputs, encode_conditions, list_prompts
 from unigs.systems.joint.denoiser import is_joint
-from unigs.systems.joint.folders import check_digests, read_settings, write_digests
+from unigs.systems.joint.folders import list_files, read_settings
 from unigs.systems.joint.sampler import draw_ensemble, plan_passes, sample_streams
-from unigs.systems.joint.tokens import find_cut
+from unigs.systems.joint.tokens import check_vocabulary, find_cut
 from unigs.systems.joint.towers import LATENT_CHANNELS, FrozenTowers
 from unigs.systems.pixels import fit_size, resize_labels, resize_pixels
 from unigs.systems.sampling import Sampling, read_remembered, resolve_sampling
@@ -89,7 +90,8 @@ class UniGSPipeline(DiffusionPipeline):
         """
         with in_words("a pipeline folder", repr(folder)):
             settings = read_settings(Path(folder))
-            check_digests(Path(folder))
+            check_vocabulary(Path(folder) / "tokenizer")  # its loss is told as what it is
+            check_digests(Path(folder), list_files(Path(folder)))
             parts = load_folder(Path(folder))
         towers = parts.towers
         return cls(
@@ -100,7 +102,7 @@ class UniGSPipeline(DiffusionPipeline):
     def save_pretrained(self, save_directory, **options) -> None:
         """As diffusers does it, with the digests of all parts beside them."""
         super().save_pretrained(save_directory, **options)
-        write_digests(Path(save_directory))
+        write_digests(Path(save_directory), list_files(Path(save_directory)))
 
     @property
     def towers(self) -> FrozenTowers:

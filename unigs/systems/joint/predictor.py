@@ -10,8 +10,8 @@ import torch
 
 from unigs.codec import Decoder
 from unigs.files import new_folder
-from unigs.records import TASKS, Batch, Prediction, UnigsError
-from unigs.systems.joint.folders import INDEX
+from unigs.records import TASKS, Batch, Prediction
+from unigs.systems.folders import check_target
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.predictor import name_task
 from unigs.systems.sampling import Sampling
@@ -90,16 +90,6 @@ class JointPredictor:
             check_finite(part.state_dict().items(), where)
         with new_folder(target) as new, in_words("room and rights to write", target):
             pipeline.save_pretrained(new)
-
-
-def check_target(target: Path) -> None:
-    """Refuse to replace anything but a pipeline.
-
-    Raises:
-        UnigsError: something else lies there.
-    """
-    if target.exists() and not (target / INDEX).exists():
-        raise UnigsError(f"expected a pipeline or nothing at {target}, found other files")
 
 
 def load_joint(
