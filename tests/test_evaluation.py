@@ -15,7 +15,12 @@ from test_metrics_generation import TinyExtractor, save_tiny_mask2former
 
 from unigs.codec import Palette
 from unigs.data import HeldOut, Loading, UniGSData
-from unigs.evaluation.baselines import keep_named, load_inpainting, load_mask2former
+from unigs.evaluation.baselines import (
+    Mask2FormerBaseline,
+    keep_named,
+    load_inpainting,
+    load_mask2former,
+)
 from unigs.evaluation.fingerprint import fingerprint
 from unigs.evaluation.judging import Judges, number_alike
 from unigs.evaluation.predictors import EmptyFloor, Oracle, RandomFloor, name_masks
@@ -25,7 +30,7 @@ from unigs.evaluation.run import Evaluator, evaluate
 from unigs.metrics.average_precision import EntityAP
 from unigs.metrics.classes import PanopticClassQuality, SemanticQuality
 from unigs.metrics.segmentation import EntityQuality, ReferringQuality
-from unigs.metrics.segmenter import load_segmenter
+from unigs.metrics.segmenter import Segments, load_segmenter
 from unigs.records import TASKS, Prediction, UnigsError
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.joint.predictor import JointPredictor
@@ -524,6 +529,19 @@ def test_referring_keeps_named_segments_inside_the_mask():
     found, kept = keep_named(labels, ["dog", "sky", "dog"], ["sky"], inside)
     assert found.tolist() == [[0, 0, 1, 1, 0, 0]]
     assert kept == [2]
+
+
+def test_masks_that_are_kept_keep_their_scores_and_names(data):
+    """A segmenter that knows the asked entities, in reverse, and calls the rest a walrus."""
+    batch, _ = next(iter(read(data, 3, ["referring"])))
+    counts = torch.tensor([len(names) for names in batch.names])[:, None, None]
+    labels = torch.where(batch.labels > 0, counts + 2 - batch.labels, 1).int()
+    names = [["Walrus", *(name.upper() for name in mine[::-1])] for mine in batch.names]
+    scores = [[k / 10 for k in range(len(mine))] for mine in names]
+    made = Mask2FormerBaseline(lambda images: Segments(labels, scores, names))(batch)
+    assert made.names == [list(mine[::-1]) for mine in batch.names]
+    assert made.scores == [mine[1:] for mine in scores]
+    assert any(made.names)
 
 
 def test_weights_of_another_unet_are_no_baseline(base, tmp_path):
