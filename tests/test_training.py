@@ -186,8 +186,11 @@ def test_only_the_mask_tasks_timesteps_are_shifted(base, shards, monkeypatch):
 def test_the_pipeline_samples_given_streams_as_they_were_trained(base):
     for way in ("denoise", "clamp"):
         own = Sampling(given_stream=way, num_inference_steps=3)
-        model = make_model(base, sampling={"all": own, "entity": Sampling(ensemble_size=2)})
+        best = Sampling(ensemble_size=2, num_inference_steps=2)  # a task's own beats all tasks'
+        model = make_model(base, sampling={"all": own, "entity": best})
         model.configure_model()
+        told = model.make_predictor().options
+        assert [told[t]["num_inference_steps"] for t in TASKS] == [3, 3, 3, 2]
         assert model.make_predictor().options["entity"]["given_stream"] == way
         asked = model.make_predictor(Sampling(num_inference_steps=5)).options
         assert [asked[t]["num_inference_steps"] for t in TASKS] == [5] * 4
@@ -374,8 +377,15 @@ def test_unigs_test_evaluates_the_average_by_the_protocol(fitted, base, shards, 
     assert (out / "tiny" / "pictures.csv").read_text().count("\n") == 1 + 2 * len(TASKS)
 
 
-def test_noise_and_timesteps_follow_the_seed_of_the_data(base, shards):
+def test_noise_and_timesteps_follow_the_seed_of_the_data(base, shards, monkeypatch):
     """One home for the seed: the same pictures under another seed get other noise."""
+    import unigs.systems.joint.objective as objective
+
+    seeds = []
+    for name in ("draw_noise", "draw_timesteps"):
+        real = getattr(objective, name)
+        spy = lambda seed, *more, real=real: seeds.append(seed) or real(seed, *more)
+        monkeypatch.setattr(objective, name, spy)
     model = make_model(base)
     model.configure_model()
     batches = []
@@ -385,8 +395,10 @@ def test_noise_and_timesteps_follow_the_seed_of_the_data(base, shards):
         assert batches[-1].seed == seed
     first = model.losses(batches[0])["image"]
     assert torch.equal(model.losses(batches[0])["image"], first)
+    assert set(seeds) == {0}
     batches[0].seed = 1
     assert not torch.equal(model.losses(batches[0])["image"], first)
+    assert seeds[-2:] == [1, 1]
 
 
 @pytest.mark.parametrize(("asked", "painted"), [(None, 100), (30, 30), (101, None)])
