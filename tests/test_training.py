@@ -377,6 +377,45 @@ def test_unigs_test_evaluates_the_average_by_the_protocol(fitted, base, shards, 
     assert (out / "tiny" / "pictures.csv").read_text().count("\n") == 1 + 2 * len(TASKS)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_weights_of_half_precision_are_refused_by_name(base, shards, tmp_path, precision):
+    trainer = make_trainer(tmp_path, precision=precision)
+    with pytest.raises(UnigsError, match=f"got {precision}, at trainer.precision"):
+        trainer.fit(make_model(base), make_data(shards))
+
+
+def test_a_validation_is_no_waiting_for_data(base, shards, tmp_path, monkeypatch):
+    """A slow validation between two steps leaves the loader's share as it was."""
+    from types import SimpleNamespace
+
+    clock, logged = [0.0], {}
+    monkeypatch.setattr("unigs.callbacks.throughput.time.perf_counter", lambda: clock[0])
+    callback = Throughput(every_n_steps=2)
+    trainer = SimpleNamespace(world_size=1, state=SimpleNamespace(fn="fit"), sanity_checking=False)
+    module = SimpleNamespace(log=lambda name, value, **more: logged.update({name: value}))
+    batch = [None] * 3
+
+    def wait(seconds: float) -> None:
+        clock[0] += seconds
+
+    callback.on_train_start(trainer, module)
+    for place in range(2):
+        wait(1.0)  # the loader
+        callback.on_train_batch_start(trainer, module, batch, place)
+        wait(3.0)  # the step
+        if place == 1:
+            break
+        callback.on_train_batch_end(trainer, module, None, batch, place)
+        callback.on_validation_start(trainer, module)
+        wait(100.0)
+        callback.on_validation_epoch_end(trainer, module)
+        callback.on_validation_end(trainer, module)
+    callback.on_train_batch_end(trainer, module, None, batch, 1)
+    assert logged == {
+        "perf/validation_s": 100.0, "perf/data_wait": 0.25, "perf/samples_per_s": 0.75
+    }  # fmt: skip
+
+
 def test_noise_and_timesteps_follow_the_seed_of_the_data(base, shards, monkeypatch):
     """One home for the seed: the same pictures under another seed get other noise."""
     import unigs.systems.joint.objective as objective

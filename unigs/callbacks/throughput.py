@@ -12,6 +12,9 @@ from unigs.records import Batch
 class Throughput(Callback):
     """Logs ``perf/samples_per_s`` over all ranks and ``perf/data_wait``, the loader's share.
 
+    Both are of the time of training; that of a validation is logged by itself, as
+    ``perf/validation_s``.
+
     Args:
         every_n_steps: batches between two log entries.
     """
@@ -34,3 +37,16 @@ class Throughput(Callback):
             pl_module.log("perf/samples_per_s", self._samples / seconds, batch_size=1)
             pl_module.log("perf/data_wait", self._waited_s / seconds, batch_size=1)
             self._start, self._waited_s, self._samples = now, 0.0, 0
+
+    def on_validation_start(self, trainer, pl_module) -> None:
+        self._began = time.perf_counter()
+
+    def on_validation_epoch_end(self, trainer, pl_module) -> None:
+        seconds = time.perf_counter() - self._began
+        pl_module.log("perf/validation_s", seconds, rank_zero_only=True)
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            now = time.perf_counter()
+            self._start += now - self._began
+            self._mark = now

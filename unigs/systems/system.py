@@ -33,6 +33,19 @@ class Learner(L.LightningModule):
     ON_RESUME: ClassVar[dict[str, Rule]] = {}
     """What a change of an argument does on resume; what is not named makes another run."""
 
+    def setup(self, stage: str) -> None:
+        """Refuse weights in half precision.
+
+        Raises:
+            UnigsError: names the option.
+        """
+        precision = str(self.trainer.precision)
+        if precision in ("bf16-true", "16-true"):
+            raise UnigsError(
+                f"expected 32-true, bf16-mixed or 16-mixed, got {precision}, at trainer.precision: "
+                "weights of half precision round small steps away, and their average stands still"
+            )
+
     def keep_options(self, **options: Any) -> None:
         """Keep the constructor's arguments as hyperparameters of plain values."""
         self.save_hyperparameters({name: to_plain(value) for name, value in options.items()})
