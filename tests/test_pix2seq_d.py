@@ -12,7 +12,7 @@ import torch
 from builders import build_data
 from diffusers import DDIMScheduler
 from lightning.pytorch.callbacks import ModelCheckpoint
-from transformers import ResNetBackbone, ResNetConfig
+from transformers import ResNetConfig, ResNetForImageClassification
 
 from unigs.callbacks import EMA, Evaluation, SampledValidation
 from unigs.codec.analog_bits import BitCode, decode_bits, encode_bits
@@ -414,9 +414,14 @@ def test_a_trained_backbone_travels_with_the_folder(shards, tmp_path):
         layer_type="bottleneck", depths=[1, 1, 1, 1], embedding_size=8,
         hidden_sizes=[8, 16, 24, 32],
     )  # fmt: skip
-    ResNetBackbone(config).save_pretrained(tmp_path / "resnet")
+    whole = ResNetForImageClassification(config)
+    whole.save_pretrained(tmp_path / "resnet")
     told = replace(TINY, backbone=Backbone(str(tmp_path / "resnet")))
     model, batch = build(shards, network=told), read_batch(shards)
+    mine = model.denoiser.encoder.look.backbone.state_dict()
+    theirs = whole.resnet.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert mine.keys() == theirs.keys()
     model.train()
     before = {name: value.clone() for name, value in model.denoiser.named_buffers()}
     model.losses(batch)
@@ -495,7 +500,7 @@ def test_other_tasks_are_refused(shards):
 
 
 def test_more_classes_than_the_bits_hold_are_refused(shards):
-    with pytest.raises(UnigsError, match="at most 1 classes, as .*class_bits 1 hold"):
+    with pytest.raises(UnigsError, match=r"at most 1 classes, as .*class_bits 1 hold"):
         build(shards, code=BitCode(1, 4))
     with pytest.raises(UnigsError, match="none yet"):
         make_model().make_predictor()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoBackbone, AutoConfig, ResNetBackbone, ResNetConfig
 
 from unigs.systems.pixels import to_signed
-from unigs.weights import in_words
+from unigs.weights import check_names, in_words
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 
@@ -115,12 +116,28 @@ def build_backbone(
         with in_words("the config of a transformers backbone", repr(told.source)):
             return AutoBackbone.from_config(AutoConfig.for_model(**config))
     with in_words("a transformers backbone of four stages, in safetensors", repr(told.source)):
-        return AutoBackbone.from_pretrained(
-            told.source,
-            out_features=list(STAGES),
-            use_safetensors=True,
-            local_files_only=not download,
-        )
+        return read_backbone(told.source, download)
+
+
+def read_backbone(source: str, download: bool) -> Any:
+    """A backbone and its weights; a head that was trained with it is left out.
+
+    ``AutoBackbone.from_pretrained`` asks the hub even for a folder, so its class is asked instead.
+
+    Raises:
+        UnigsError: weights that leave a part of it random. Norms of the maps that it gives are no
+            such part: a classifier has none.
+    """
+    local = {"local_files_only": not download}
+    config = AutoConfig.from_pretrained(source, out_features=list(STAGES), **local)
+    with torch.device("meta"):
+        kind: Any = type(AutoBackbone.from_config(config))
+    backbone, info = kind.from_pretrained(
+        source, config=config, use_safetensors=True, output_loading_info=True, **local
+    )
+    missing = [name for name in info["missing_keys"] if "hidden_states_norms" not in name]
+    check_names(missing, (), Path(source))
+    return backbone
 
 
 def group_norms(module: nn.Module) -> None:

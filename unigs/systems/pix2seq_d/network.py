@@ -156,10 +156,9 @@ class PictureEncoder(nn.Module):
         cells = self.to_tokens(coarse)
         tokens = self.layers(cells.flatten(2).mT + place_tokens(cells))
         levels = [*fine, tokens.mT.reshape(cells.shape)]
-        merged = None
-        for merge, level in zip(reversed(self.merges), reversed(levels)):
-            mine = merge(level)
-            merged = mine if merged is None else mine + resize(merged, mine.shape[-2:])
+        *finer, merged = [merge(level) for merge, level in zip(self.merges, levels)]
+        for level in reversed(finer):
+            merged = level + resize(merged, level.shape[-2:])
         return self.smooth(resize(merged, grid)), tokens
 
 
