@@ -83,6 +83,25 @@ def test_trainer_and_evaluation_know_systems_and_none_of_their_kinds():
     }  # fmt: skip
 
 
+def test_only_the_loaders_know_the_room_of_pix2seq_d():
+    room = ROOT / "systems" / "pix2seq_d"
+    know = {
+        str(path.relative_to(ROOT))
+        for path in MODULES
+        if "unigs.systems.pix2seq_d" in path.read_text() and path.parent != room
+    }
+    assert know == {"systems/__init__.py", "systems/load.py"}
+
+
+def test_a_room_of_a_system_knows_no_other():
+    rooms = [path for path in (ROOT / "systems").iterdir() if (path / "module.py").exists()]
+    for room in rooms:
+        for path in room.rglob("*.py"):
+            for other in rooms:
+                named = f"unigs.systems.{other.name}" in path.read_text()
+                assert other == room or not named, f"{path} names {other.name}"
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_function_takes_more_arguments_than_a_reader_can_hold(path):
     for node in ast.walk(ast.parse(path.read_text())):

@@ -1,20 +1,24 @@
 """The picture's encoder of the siblings: a stock transformers backbone, four levels of features.
 
 In: uint8 pictures. Out: feature maps at strides 4, 8, 16 and 32 of what the backbone sees. Real
-ones come by folder or hub id; small ones are random, to be trained from nothing.
+ones come by folder or hub id; small ones are random, to be trained from nothing. No layer looks at
+other pictures of the batch, nor counts what it saw: a run must resume exactly, on any ranks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import gcd
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoBackbone, ResNetBackbone, ResNetConfig
+from transformers import AutoBackbone, AutoConfig, ResNetBackbone, ResNetConfig
 
 from unigs.systems.pixels import to_signed
-from unigs.weights import in_words
+from unigs.weights import check_names, in_words
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 
@@ -44,17 +48,37 @@ class Encoder(nn.Module):
     Args:
         told: which.
         download: whether the hub may be asked for ``told.source``.
+        config: of :meth:`describe`; the backbone of ``told.source`` is then built by it, and its
+            weights are random until they are loaded.
 
     Attributes:
         channels: of the four levels.
     """
 
-    def __init__(self, told: Backbone, download: bool = True) -> None:
+    def __init__(
+        self, told: Backbone, download: bool = True, config: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.enlarge = told.enlarge
         self.trained = told.source is not None
-        self.backbone = build_backbone(told, download)
+        self.backbone = build_backbone(told, download, config)
         self.channels: list[int] = list(self.backbone.channels)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """As of every module, but the statistics of a trained backbone stay as they came."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def describe(self) -> dict[str, Any] | None:
+        """The config of a trained backbone, as JSON holds it; None of a random one."""
+        if not self.trained:
+            return None
+        config = self.backbone.config.to_diff_dict()
+        passing = ("id2label", "label2id", "_name_or_path", "transformers_version")
+        return {name: value for name, value in config.items() if name not in passing}
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """uint8 [B, 3, H, W] -> four float maps [B, C_i, H e / s, W e / s], s = 4, 8, 16, 32."""
@@ -67,7 +91,9 @@ class Encoder(nn.Module):
         return list(self.backbone(pixels).feature_maps)
 
 
-def build_backbone(told: Backbone, download: bool = True) -> Any:
+def build_backbone(
+    told: Backbone, download: bool = True, config: Mapping[str, Any] | None = None
+) -> Any:
     """The stock module; random weights, or those of a folder or a hub id.
 
     Raises:
@@ -75,7 +101,7 @@ def build_backbone(told: Backbone, download: bool = True) -> Any:
     """
     if told.source is None:
         width = told.width
-        return ResNetBackbone(
+        backbone = ResNetBackbone(
             ResNetConfig(
                 layer_type="basic",
                 depths=[2, 2, 2, 2],
@@ -84,13 +110,43 @@ def build_backbone(told: Backbone, download: bool = True) -> Any:
                 out_features=list(STAGES),
             )
         )
+        group_norms(backbone)
+        return backbone
+    if config is not None:
+        with in_words("the config of a transformers backbone", repr(told.source)):
+            return AutoBackbone.from_config(AutoConfig.for_model(**config))
     with in_words("a transformers backbone of four stages, in safetensors", repr(told.source)):
-        return AutoBackbone.from_pretrained(
-            told.source,
-            out_features=list(STAGES),
-            use_safetensors=True,
-            local_files_only=not download,
-        )
+        return read_backbone(told.source, download)
+
+
+def read_backbone(source: str, download: bool) -> Any:
+    """A backbone and its weights; a head that was trained with it is left out.
+
+    ``AutoBackbone.from_pretrained`` asks the hub even for a folder, so its class is asked instead.
+
+    Raises:
+        UnigsError: weights that leave a part of it random. Norms of the maps that it gives are no
+            such part: a classifier has none.
+    """
+    local = {"local_files_only": not download}
+    config = AutoConfig.from_pretrained(source, out_features=list(STAGES), **local)
+    with torch.device("meta"):
+        kind: Any = type(AutoBackbone.from_config(config))
+    backbone, info = kind.from_pretrained(
+        source, config=config, use_safetensors=True, output_loading_info=True, **local
+    )
+    missing = [name for name in info["missing_keys"] if "hidden_states_norms" not in name]
+    check_names(missing, (), Path(source))
+    return backbone
+
+
+def group_norms(module: nn.Module) -> None:
+    """Put group norms in place of batch norms, which small batches and exact resume rule out."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.GroupNorm(gcd(8, child.num_features), child.num_features))
+        else:
+            group_norms(child)
 
 
 def resize_features(features: list[Tensor], size: tuple[int, int]) -> list[Tensor]:

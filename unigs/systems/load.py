@@ -14,14 +14,16 @@ from unigs.records import UnigsError
 from unigs.systems.folders import INDEX
 from unigs.systems.joint.module import UniGS
 from unigs.systems.joint.predictor import load_joint
+from unigs.systems.pix2seq_d.module import Pix2SeqD
+from unigs.systems.pix2seq_d.predictor import KIND, load_bits
 from unigs.systems.sampling import Sampling
 from unigs.systems.system import System
 from unigs.weights import check_finite, in_words, read_config
 
-SYSTEMS: dict[str, type[System]] = {"UniGS": UniGS}
+SYSTEMS: dict[str, type[System]] = {"UniGS": UniGS, "Pix2SeqD": Pix2SeqD}
 """By the name that a checkpoint keeps of its system."""
 
-FOLDERS: dict[str, Callable[..., Any]] = {"UniGSPipeline": load_joint}
+FOLDERS: dict[str, Callable[..., Any]] = {"UniGSPipeline": load_joint, KIND: load_bits}
 """Loaders by the class that a folder's index names."""
 
 
@@ -50,7 +52,7 @@ def load_system(path: str, ema: bool = True, base: str | None = None) -> System:
         model.load_state_dict(checkpoint["state_dict"], strict=False)
         averaged = read_ema(checkpoint) if ema else None
         if averaged is not None:
-            model.network.load_state_dict(averaged)
+            model.network.load_state_dict({**model.network.state_dict(), **averaged})  # and buffers
     check_finite(model.network.state_dict().items(), where)
     return model.eval()
 

@@ -24,3 +24,10 @@ def draw_noise(
 def draw_timesteps(seed: int, indices: Sequence[int], steps: int) -> torch.Tensor:
     """Uniform timesteps int64 [B] in 0..steps-1, keyed like the noise."""
     return torch.tensor([derive_seed(seed, int(i), "timestep") % steps for i in indices])
+
+
+def draw_times(seed: int, indices: Sequence[int]) -> torch.Tensor:
+    """Uniform times float64 [B] in 0..1, keyed like the noise."""
+    return torch.tensor(
+        [derive_seed(seed, int(i), "time") / 2**63 for i in indices], dtype=torch.float64
+    )

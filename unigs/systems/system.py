@@ -210,7 +210,8 @@ class System(Learner):
                 )
         averaged = read_ema(checkpoint)
         if averaged and self._trainer is not None and self.trainer.state.fn != "fit":
-            checkpoint["state_dict"] = {f"{prefix}{name}": w for name, w in averaged.items()}
+            named = {f"{prefix}{name}": w for name, w in averaged.items()}
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **named}  # buffers stay
 
     def describe(self) -> str:
         """The network in a few words, for messages."""
