@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoBackbone, ResNetBackbone, ResNetConfig
+from transformers import AutoBackbone, AutoConfig, ResNetBackbone, ResNetConfig
 
 from unigs.systems.pixels import to_signed
 from unigs.weights import in_words
@@ -44,16 +44,20 @@ class Encoder(nn.Module):
     Args:
         told: which.
         download: whether the hub may be asked for ``told.source``.
+        config: of a stored backbone, which is built by it with random weights; its ``source`` and
+            ``width`` then say nothing.
 
     Attributes:
         channels: of the four levels.
     """
 
-    def __init__(self, told: Backbone, download: bool = True) -> None:
+    def __init__(
+        self, told: Backbone, download: bool = True, config: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.enlarge = told.enlarge
         self.trained = told.source is not None
-        self.backbone = build_backbone(told, download)
+        self.backbone = rebuild_backbone(config) if config else build_backbone(told, download)
         self.channels: list[int] = list(self.backbone.channels)
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -91,6 +95,16 @@ def build_backbone(told: Backbone, download: bool = True) -> Any:
             use_safetensors=True,
             local_files_only=not download,
         )
+
+
+def rebuild_backbone(config: dict[str, Any]) -> Any:
+    """The stock module of a stored config, random weights; nothing is fetched.
+
+    Raises:
+        UnigsError: no config of a backbone.
+    """
+    with in_words("the config of a transformers backbone", config.get("model_type")):
+        return AutoBackbone.from_config(AutoConfig.for_model(**config))
 
 
 def resize_features(features: list[Tensor], size: tuple[int, int]) -> list[Tensor]:

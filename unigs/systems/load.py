@@ -12,16 +12,18 @@ from typing import Any
 from unigs.checkpoints import RUN, read_checkpoint, read_ema
 from unigs.records import UnigsError
 from unigs.systems.folders import INDEX
+from unigs.systems.gss.module import GSS
+from unigs.systems.gss.predictor import load_gss
 from unigs.systems.joint.module import UniGS
 from unigs.systems.joint.predictor import load_joint
 from unigs.systems.sampling import Sampling
 from unigs.systems.system import System
 from unigs.weights import check_finite, in_words, read_config
 
-SYSTEMS: dict[str, type[System]] = {"UniGS": UniGS}
+SYSTEMS: dict[str, type[System]] = {"UniGS": UniGS, "GSS": GSS}
 """By the name that a checkpoint keeps of its system."""
 
-FOLDERS: dict[str, Callable[..., Any]] = {"UniGSPipeline": load_joint}
+FOLDERS: dict[str, Callable[..., Any]] = {"UniGSPipeline": load_joint, "GSSPredictor": load_gss}
 """Loaders by the class that a folder's index names."""
 
 
@@ -50,7 +52,8 @@ def load_system(path: str, ema: bool = True, base: str | None = None) -> System:
         model.load_state_dict(checkpoint["state_dict"], strict=False)
         averaged = read_ema(checkpoint) if ema else None
         if averaged is not None:
-            model.network.load_state_dict(averaged)
+            # The average is of parameters; statistics that a normalisation counts are not among them.
+            model.network.load_state_dict({**model.network.state_dict(), **averaged})
     check_finite(model.network.state_dict().items(), where)
     return model.eval()
 

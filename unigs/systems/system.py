@@ -197,7 +197,8 @@ class System(Learner):
                 )
         averaged = read_ema(checkpoint)
         if averaged and self._trainer is not None and self.trainer.state.fn != "fit":
-            checkpoint["state_dict"] = {f"{prefix}{name}": w for name, w in averaged.items()}
+            # Beside the running statistics of normalisations, which are not averaged.
+            checkpoint["state_dict"] |= {f"{prefix}{name}": w for name, w in averaged.items()}
 
     def describe(self) -> str:
         """The network in a few words, for messages."""
