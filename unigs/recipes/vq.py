@@ -22,12 +22,12 @@ from unigs.systems.pixels import resize_labels, to_signed, to_uint8
 from unigs.systems.system import Learner
 from unigs.tasks import list_classes
 
-CODES, CHANNELS, LATENT = 512, (32, 64, 64), 16
+CODES, CHANNELS, LATENT = 512, (16, 32, 64), 16
 """Of the codebook; of the network, whose two halvings make blocks of 4 x 4 pixels; of a code."""
 
 
 def build_vq() -> VQModel:
-    """Random weights: 0.7 M parameters, f4, without attention, so that any size looks the same."""
+    """Random weights: 0.5 M parameters, f4, without attention, so that any size looks the same."""
     blocks = len(CHANNELS)
     return VQModel(
         down_block_types=("DownEncoderBlock2D",) * blocks,
@@ -67,6 +67,15 @@ def paint_randomly(labels: Tensor, palette: Tensor) -> Tensor:
     return paint_maskige(classes.gather(1, labels.flatten(1).long()).view_as(labels), palette)
 
 
+def crop_randomly(pixels: Tensor, side: int) -> Tensor:
+    """The same random square of all pictures [B, C, H, W], or all of a side that is shorter."""
+    rows, columns = (
+        slice(start := int(torch.randint(max(0, length - side) + 1, ())), start + side)
+        for length in pixels.shape[-2:]
+    )
+    return pixels[..., rows, columns]
+
+
 class VQ(Learner):
     """Train a small ``VQModel``.
 
@@ -75,6 +84,8 @@ class VQ(Learner):
         total_steps: optimiser steps over which it falls.
         colours: the palette that GSS will paint by: ``farthest`` for FF, ``random`` for FF-R.
         enlarge: maskiges are larger than the pictures by this, as in GSS.
+        crop_px: side of the part of each maskige that is learnt at a step; the network sees no
+            further than some blocks, so parts teach it as much as wholes.
         revive_every: steps after which codes that were not used since are revived; not in the
             last quarter, so that the codebook settles.
         out: folder to save to, half precision.
@@ -86,13 +97,14 @@ class VQ(Learner):
         total_steps: int = 3000,
         colours: Colours = "farthest",
         enlarge: int = 2,
+        crop_px: int = 64,
         revive_every: int = 50,
         out: str = "runs/vq/vq",
     ) -> None:
         super().__init__()
         self.keep_options(
             learning_rate=learning_rate, total_steps=total_steps, colours=colours,
-            enlarge=enlarge, revive_every=revive_every, out=out,
+            enlarge=enlarge, crop_px=crop_px, revive_every=revive_every, out=out,
         )  # fmt: skip
         self.vq = build_vq()
         self.vq.quantize.legacy = False  # else its beta falls on the wrong of its two terms
@@ -112,7 +124,7 @@ class VQ(Learner):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Absolute error of the maskige, and the codebook's own loss."""
-        target = to_signed(self.paint(batch))
+        target = to_signed(crop_randomly(self.paint(batch), self.hp.crop_px))
         latents = self.vq.encode(target).latents
         self.revive(latents)
         quantized, codebook_loss, (_, _, codes) = self.vq.quantize(latents)

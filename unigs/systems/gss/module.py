@@ -149,6 +149,7 @@ class GSS(System):
         frozen_stage = self.variant == "FT-W"
         self.stages = self.read_stages() if frozen_stage else self.build_stages()
         self.trained = self.stages.reader if frozen_stage else self.stages.prior
+        self.stages.train()  # a backbone that was loaded comes in evaluation mode
 
     def build_stages(self) -> Stages:
         """FF: a new prior beside the frozen posterior."""
