@@ -145,11 +145,13 @@ def test_a_painting_survives_json_and_damage_is_named():
 
 def test_codes_decode_to_maskiges_of_their_size_and_never_change_the_posterior():
     posterior = Posterior(make_vq()).train()
-    assert not posterior.training and not posterior.vq.training
+    assert not posterior.training
+    assert not posterior.vq.training
     assert not any(weight.requires_grad for weight in posterior.parameters())
     maskige = torch.randint(256, (2, 3, 8, 12), dtype=torch.uint8)
     codes = posterior.codes(maskige)
-    assert codes.shape == (2, 4, 6) and codes.dtype == torch.int64
+    assert codes.shape == (2, 4, 6)
+    assert codes.dtype == torch.int64
     assert posterior.decode(codes).shape == maskige.shape
     with pytest.raises(UnigsError, match="expected sides that are multiples of 2, got 7 x 8"):
         posterior.codes(maskige[..., :7, :8])
@@ -269,8 +271,10 @@ def test_a_saved_folder_predicts_the_same(tmp_path, reader, half):
     again = load_predictor(str(tmp_path / "out"), name="mine")
     assert (again.name, again.side_px) == ("mine", 32)
     one, two = predictor(batch), again(batch)
-    assert torch.equal(one.labels, two.labels) and torch.equal(one.colormap, two.colormap)
-    assert one.names == two.names and one.scores == two.scores
+    assert torch.equal(one.labels, two.labels)
+    assert torch.equal(one.colormap, two.colormap)
+    assert one.names == two.names
+    assert one.scores == two.scores
     assert not any("auxiliary" in name for name in again.stages.state_dict())
     assert any(name.startswith("stages.posterior") for name in describe_predictor(again))
 
@@ -321,10 +325,12 @@ def test_a_fit_of_both_stages_with_the_callbacks(shards, vq_folder, tmp_path):
     loaded = load_system(path)
     live = load_system(path, ema=False)
     running = [n for n in live.trained.state_dict() if "running" in n]
-    assert running and all(
+    assert running
+    assert all(
         torch.equal(one.trained.state_dict()[n], model.trained.state_dict()[n])
-        for one in (loaded, live) for n in running
-    )  # fmt: skip
+        for one in (loaded, live)
+        for n in running
+    )
     loaded.make_predictor().save(str(tmp_path / "ff"))
 
     reader = make_model(variant="FT-W", start_from=str(tmp_path / "ff"))
@@ -360,9 +366,9 @@ def test_a_missing_folder_or_another_task_is_named(shards, vq_folder, tmp_path):
         GSS(posterior=vq_folder, variant="FT-W")
     with pytest.raises(UnigsError, match=r"none/config.json"):
         make_trainer(tmp_path).fit(make_model(posterior=str(tmp_path / "none")), make_data(shards))
+    second = make_model(variant="FT-W", start_from=str(tmp_path / "none"))
     with pytest.raises(UnigsError, match=r"none/model_index.json"):
-        model = make_model(variant="FT-W", start_from=str(tmp_path / "none"))
-        make_trainer(tmp_path).fit(model, make_data(shards))
+        make_trainer(tmp_path).fit(second, make_data(shards))
     with pytest.raises(UnigsError, match=r"expected entity alone, got .*referring"):
         make_trainer(tmp_path).fit(make_model(posterior=vq_folder), build_data(shards))
 

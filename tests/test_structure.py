@@ -82,6 +82,13 @@ def test_trainer_and_evaluation_know_systems_and_none_of_their_kinds():
         "recipes/autoencoder.py", "recipes/bases.py",
     }  # fmt: skip
 
+    know = {
+        str(path.relative_to(ROOT))
+        for path in MODULES
+        if "unigs.systems.gss" in path.read_text() and path.parent != ROOT / "systems" / "gss"
+    }
+    assert know == {"systems/__init__.py", "systems/load.py", "recipes/vq.py"}
+
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_function_takes_more_arguments_than_a_reader_can_hold(path):

@@ -54,7 +54,7 @@ def revive_codes(codebook: Tensor, used: Tensor, latents: Tensor) -> int:
     Returns:
         How many were moved.
     """
-    dead = (~used).nonzero()[:, 0]
+    dead = (~used.to(codebook.device)).nonzero()[:, 0]
     cells = latents.movedim(1, -1).flatten(0, 2)  # [B h w, C]
     codebook[dead] = cells[torch.randint(len(cells), (len(dead),), device=cells.device)]
     return len(dead)
@@ -106,10 +106,10 @@ class VQ(Learner):
             learning_rate=learning_rate, total_steps=total_steps, colours=colours,
             enlarge=enlarge, crop_px=crop_px, revive_every=revive_every, out=out,
         )  # fmt: skip
-        self.vq = build_vq()
+        self.vq: Any = build_vq()
         self.vq.quantize.legacy = False  # else its beta falls on the wrong of its two terms
         self.palette: Any = None
-        self.register_buffer("used", torch.zeros(CODES, dtype=torch.bool))
+        self.used: Any = torch.zeros(CODES, dtype=torch.bool)
 
     @property
     def hp(self) -> Any:
@@ -128,7 +128,7 @@ class VQ(Learner):
         latents = self.vq.encode(target).latents
         self.revive(latents)
         quantized, codebook_loss, (_, _, codes) = self.vq.quantize(latents)
-        self.used[codes] = True
+        self.used[codes.cpu()] = True
         output = self.vq.decode(quantized, force_not_quantize=True).sample
         error = (output - target).abs().mean()
         self.log("train/error", error.detach(), prog_bar=True, batch_size=len(batch))

@@ -52,7 +52,7 @@ def load_system(path: str, ema: bool = True, base: str | None = None) -> System:
         model.load_state_dict(checkpoint["state_dict"], strict=False)
         averaged = read_ema(checkpoint) if ema else None
         if averaged is not None:
-            # The average is of parameters; statistics that a normalisation counts are not among them.
+            # Beside the running statistics of normalisations, which are not averaged.
             model.network.load_state_dict({**model.network.state_dict(), **averaged})
     check_finite(model.network.state_dict().items(), where)
     return model.eval()

@@ -7,7 +7,7 @@ inverse of the painting behind a frozen FF stage.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -212,7 +212,7 @@ def measure_prior(stages: Stages, image: Tensor, classes: Tensor) -> dict[str, T
 
 
 def encode_truth(
-    stages: Stages, classes: Tensor, guess: Tensor, grid: tuple[int, int]
+    stages: Stages, classes: Tensor, guess: Tensor, grid: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """The codes of the true maskige, and which of them count.
 

@@ -78,7 +78,7 @@ def number_pixels(batch: Batch, table: ClassTable) -> Tensor:
 
 
 def fill_unknown(classes: Tensor, guess: Tensor) -> Tensor:
-    """Classes with ``UNKNOWN`` ones guessed, both int64 [B, H, W] (supplement, unlabelled areas)."""
+    """Classes with ``UNKNOWN`` ones guessed, both int64 [B, H, W] (unlabelled areas)."""
     return torch.where(classes == UNKNOWN, guess, classes)
 
 

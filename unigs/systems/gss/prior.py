@@ -7,6 +7,7 @@ architecture"), with a light head beside them that guesses classes where no trut
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,10 +85,10 @@ class MaskigePrior(nn.Module):
         """Joined features -> logits of the codes, float [B, codes, h, w]."""
         return self.head(self.windows(features)).permute(0, 3, 1, 2)
 
-    def guess(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+    def guess(self, features: Tensor, size: Sequence[int]) -> Tensor:
         """Joined features -> the auxiliary head's logits of classes, float [B, K, H, W]."""
         assert self.auxiliary is not None
-        return resize_features([self.auxiliary(features)], size)[0]
+        return resize_features([self.auxiliary(features)], (size[0], size[1]))[0]
 
 
 class Reader(nn.Module):

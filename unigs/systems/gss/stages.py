@@ -6,6 +6,7 @@ is. What trains and what predicts hold the same ``Stages``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +72,7 @@ class Stages(nn.Module):
         return self.read(codes, chance, image.shape[-2:])
 
     @torch.no_grad()
-    def read(self, codes: Tensor, chance: Tensor, size: tuple[int, int]) -> Seen:
+    def read(self, codes: Tensor, chance: Tensor, size: Sequence[int]) -> Seen:
         """Codes and their probability, [B, h, w], as classes at a picture's size."""
         maskige = self.decode(codes, size)
         if self.reader is None:
@@ -80,7 +81,7 @@ class Stages(nn.Module):
         sure, classes = self.reader(maskige).softmax(1).max(1)
         return Seen(maskige, classes, sure)
 
-    def decode(self, codes: Tensor, size: tuple[int, int]) -> Tensor:
+    def decode(self, codes: Tensor, size: Sequence[int]) -> Tensor:
         """Codes as a maskige of a picture's size, nearest; uint8 [B, 3, H, W]."""
         maskige = self.posterior.decode(codes)
         # Not smoothed: a colour between two is a third class's.
