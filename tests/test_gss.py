@@ -276,7 +276,7 @@ def test_a_saved_folder_predicts_the_same(tmp_path, reader, half):
     assert one.names == two.names
     assert one.scores == two.scores
     assert not any("auxiliary" in name for name in again.stages.state_dict())
-    assert any(name.startswith("stages.posterior") for name in describe_predictor(again))
+    assert "stages" in describe_predictor(again)
 
 
 # --- the system ---
