@@ -82,6 +82,13 @@ def test_trainer_and_evaluation_know_systems_and_none_of_their_kinds():
         "recipes/autoencoder.py", "recipes/bases.py",
     }  # fmt: skip
 
+    know = {
+        str(path.relative_to(ROOT))
+        for path in MODULES
+        if "unigs.systems.gss" in path.read_text() and path.parent != ROOT / "systems" / "gss"
+    }
+    assert know == {"systems/__init__.py", "systems/load.py", "recipes/vq.py"}
+
 
 def test_only_the_loaders_know_the_room_of_pix2seq_d():
     room = ROOT / "systems" / "pix2seq_d"

@@ -2,14 +2,18 @@
 
 ``system`` is the noun that trainer, evaluation and command line know; ``predictor`` is what it
 makes; ``sampling`` says how; ``load`` reads checkpoints and folders of any of them. Each system has
-a room: ``joint`` is UniGS, ``pix2seq_d`` is Pix2Seq-D. Names of classes are imported late, so that
-a room stays light.
+a room: ``joint`` is UniGS, ``pix2seq_d`` is Pix2Seq-D, ``gss`` is GSS. Names of classes are imported
+late, so that a room stays light.
 """
 
 from importlib import import_module
 from typing import Any
 
-_PLACES = {"UniGS": "unigs.systems.joint.module", "Pix2SeqD": "unigs.systems.pix2seq_d.module"}
+_PLACES = {
+    "UniGS": "unigs.systems.joint.module",
+    "Pix2SeqD": "unigs.systems.pix2seq_d.module",
+    "GSS": "unigs.systems.gss.module",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -59,7 +59,7 @@ class Encoder(nn.Module):
         self, told: Backbone, download: bool = True, config: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
-        self.enlarge = told.enlarge
+        self.told, self.enlarge = told, told.enlarge
         self.trained = told.source is not None
         self.backbone = build_backbone(told, download, config)
         self.channels: list[int] = list(self.backbone.channels)

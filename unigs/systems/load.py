@@ -12,6 +12,8 @@ from typing import Any
 from unigs.checkpoints import RUN, read_checkpoint, read_ema
 from unigs.records import UnigsError
 from unigs.systems.folders import INDEX
+from unigs.systems.gss.module import GSS
+from unigs.systems.gss.predictor import FOLDER, load_gss
 from unigs.systems.joint.module import UniGS
 from unigs.systems.joint.predictor import load_joint
 from unigs.systems.pix2seq_d.module import Pix2SeqD
@@ -20,10 +22,14 @@ from unigs.systems.sampling import Sampling
 from unigs.systems.system import System
 from unigs.weights import check_finite, in_words, read_config
 
-SYSTEMS: dict[str, type[System]] = {"UniGS": UniGS, "Pix2SeqD": Pix2SeqD}
+SYSTEMS: dict[str, type[System]] = {"UniGS": UniGS, "Pix2SeqD": Pix2SeqD, "GSS": GSS}
 """By the name that a checkpoint keeps of its system."""
 
-FOLDERS: dict[str, Callable[..., Any]] = {"UniGSPipeline": load_joint, KIND: load_bits}
+FOLDERS: dict[str, Callable[..., Any]] = {
+    "UniGSPipeline": load_joint,
+    KIND: load_bits,
+    FOLDER: load_gss,
+}
 """Loaders by the class that a folder's index names."""
 
 

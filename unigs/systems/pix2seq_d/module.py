@@ -98,6 +98,7 @@ class Pix2SeqD(System):
 
     def setup(self, stage: str) -> None:
         """Take the classes of the data; see :meth:`take_data`."""
+        super().setup(stage)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage != "fit" and self.classes is not None:
             return  # what is evaluated may be of other classes; names say which

@@ -1,0 +1,171 @@
+"""The small posterior of GSS: a stock ``VQModel`` trained on maskiges alone.
+
+In: batches of any task, of whose label maps only the shapes are used. Out: a folder that
+``systems.gss`` takes as ``posterior``. It sees each entity in the colour of a random class, so that
+all colours meet; colours of another palette it does not know.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import VQModel
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from unigs.codec.maskige import paint_maskige, read_maskige
+from unigs.records import Batch
+from unigs.systems.gss.painting import Colours, choose_painting
+from unigs.systems.pixels import resize_labels, to_signed, to_uint8
+from unigs.systems.system import Learner
+from unigs.tasks import list_classes
+
+CODES, CHANNELS, LATENT = 512, (16, 32, 64), 16
+"""Of the codebook; of the network, whose two halvings make blocks of 4 x 4 pixels; of a code."""
+
+
+def build_vq() -> VQModel:
+    """Random weights: 0.5 M parameters, f4, without attention, so that any size looks the same."""
+    blocks = len(CHANNELS)
+    return VQModel(
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        block_out_channels=CHANNELS,
+        latent_channels=LATENT,
+        num_vq_embeddings=CODES,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+    )
+
+
+@torch.no_grad()
+def revive_codes(codebook: Tensor, used: Tensor, latents: Tensor) -> int:
+    """Move codes that nothing was nearest to onto random latents, in place.
+
+    A code that is nowhere nearest gets no gradient and would stay so for good.
+
+    Args:
+        codebook: float [N, C].
+        used: bool [N].
+        latents: float [B, C, h, w].
+
+    Returns:
+        How many were moved.
+    """
+    dead = (~used.to(codebook.device)).nonzero()[:, 0]
+    cells = latents.movedim(1, -1).flatten(0, 2)  # [B h w, C]
+    codebook[dead] = cells[torch.randint(len(cells), (len(dead),), device=cells.device)]
+    return len(dead)
+
+
+def paint_randomly(labels: Tensor, palette: Tensor) -> Tensor:
+    """Each label of each picture in the colour of a random class: [B, H, W] -> uint8 maskige."""
+    count = int(labels.max()) + 1
+    classes = torch.randint(len(palette), (len(labels), count), device=labels.device)
+    return paint_maskige(classes.gather(1, labels.flatten(1).long()).view_as(labels), palette)
+
+
+def crop_randomly(pixels: Tensor, side: int) -> Tensor:
+    """The same random square of all pictures [B, C, H, W], or all of a side that is shorter."""
+    rows, columns = (
+        slice(start := int(torch.randint(max(0, length - side) + 1, ())), start + side)
+        for length in pixels.shape[-2:]
+    )
+    return pixels[..., rows, columns]
+
+
+class VQ(Learner):
+    """Train a small ``VQModel``.
+
+    Args:
+        learning_rate: of AdamW, after a short warm-up; falls to 0 by a cosine.
+        total_steps: optimiser steps over which it falls.
+        colours: the palette that GSS will paint by: ``farthest`` for FF, ``random`` for FF-R.
+        enlarge: maskiges are larger than the pictures by this, as in GSS.
+        crop_px: side of the part of each maskige that is learnt at a step; the network sees no
+            further than some blocks, so parts teach it as much as wholes.
+        revive_every: steps after which codes that were not used since are revived; not in the
+            last quarter, so that the codebook settles.
+        out: folder to save to, half precision.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 2e-3,
+        total_steps: int = 3000,
+        colours: Colours = "farthest",
+        enlarge: int = 2,
+        crop_px: int = 64,
+        revive_every: int = 50,
+        out: str = "runs/vq/vq",
+    ) -> None:
+        super().__init__()
+        self.keep_options(
+            learning_rate=learning_rate, total_steps=total_steps, colours=colours,
+            enlarge=enlarge, crop_px=crop_px, revive_every=revive_every, out=out,
+        )  # fmt: skip
+        self.vq: Any = build_vq()
+        self.vq.quantize.legacy = False  # else its beta falls on the wrong of its two terms
+        self.palette: Any = None
+        self.used: Any = torch.zeros(CODES, dtype=torch.bool)
+
+    @property
+    def hp(self) -> Any:
+        """The constructor's arguments."""
+        return self.hparams
+
+    def setup(self, stage: str) -> None:
+        """Choose the colours that GSS will choose for these data."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        table = list_classes(data.select_sources(data.train_split)[0])
+        self.palette = choose_painting(table, self.hp.colours).palette
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Absolute error of the maskige, and the codebook's own loss."""
+        target = to_signed(crop_randomly(self.paint(batch), self.hp.crop_px))
+        latents = self.vq.encode(target).latents
+        self.revive(latents)
+        quantized, codebook_loss, (_, _, codes) = self.vq.quantize(latents)
+        self.used[codes.cpu()] = True
+        output = self.vq.decode(quantized, force_not_quantize=True).sample
+        error = (output - target).abs().mean()
+        self.log("train/error", error.detach(), prog_bar=True, batch_size=len(batch))
+        return error + codebook_loss
+
+    def paint(self, batch: Batch) -> Tensor:
+        """Enlarged maskiges of the batch's shapes, uint8 [B, 3, H e, W e]."""
+        rows, columns = batch.labels.shape[-2:]
+        size = (rows * self.hp.enlarge, columns * self.hp.enlarge)
+        return paint_randomly(resize_labels(batch.labels, size), self.palette)
+
+    def revive(self, latents: Tensor) -> None:
+        """At the first step and every so often: log the share of used codes, revive the others."""
+        if self.global_step % self.hp.revive_every or self.global_step > 0.75 * self.hp.total_steps:
+            return
+        self.log("train/used", self.used.float().mean(), batch_size=len(latents))
+        revive_codes(self.vq.quantize.embedding.weight, self.used, latents)
+        self.used.fill_(False)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Share of pixels whose nearest colour is the painted one."""
+        maskige = self.paint(batch)
+        found = read_maskige(to_uint8(self.vq(to_signed(maskige)).sample), self.palette)
+        right = found == read_maskige(maskige, self.palette)
+        self.log("val/right", right.float().mean(), prog_bar=True, batch_size=len(batch))
+
+    def on_train_end(self) -> None:
+        """Save, at half precision."""
+        if self.global_rank == 0:
+            Path(self.hp.out).mkdir(parents=True, exist_ok=True)
+            self.vq.register_to_config(_name_or_path="")
+            self.vq.half().save_pretrained(self.hp.out)
+            print(f"saved the posterior to {self.hp.out}")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hp.learning_rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.hp.learning_rate, self.hp.total_steps, pct_start=0.05
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,1 @@
+"""GSS: a class map painted as a picture, whose codes a network predicts (arXiv 2303.11316)."""

@@ -1,0 +1,249 @@
+"""GSS as a ``System``: the codes of a painted class map, predicted from the picture.
+
+What a step does: number the pixels' classes, fill the unknown ones with the auxiliary head's guess,
+paint, encode by the frozen posterior, and ask the prior for those codes. FT-W then trains a learnt
+inverse of the painting behind a frozen FF stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from unigs.codec.maskige import paint_maskige
+from unigs.records import Batch, UnigsError
+from unigs.systems.backbone import Backbone, Encoder
+from unigs.systems.gss.painting import (
+    Painting,
+    average_known,
+    choose_painting,
+    fill_unknown,
+    find_known,
+    number_pixels,
+)
+from unigs.systems.gss.posterior import load_posterior
+from unigs.systems.gss.predictor import GSSPredictor, load_stages
+from unigs.systems.gss.prior import MaskigePrior, Prior, Reader
+from unigs.systems.gss.stages import Stages
+from unigs.systems.pixels import resize_labels
+from unigs.systems.sampling import Sampling
+from unigs.systems.system import Optimizer, System
+from unigs.tasks import UNKNOWN, ClassTable, list_classes
+
+Variant = Literal["FF", "FF-R", "FT-W"]
+
+
+class GSS(System):
+    """Generative semantic segmentation.
+
+    Args:
+        posterior: folder of a diffusers ``VQModel``; of FF and FF-R.
+        variant: FF paints by colours far apart and reads the nearest; FF-R by random colours; FT-W
+            learns to read, behind a frozen FF stage.
+        prior: the network that predicts codes; FT-W takes that of its stage.
+        backbone: what looks at the picture; likewise.
+        optimizer: rate, warm-up and decay.
+        start_from: folder of the exported FF stage; of FT-W.
+
+    Raises:
+        UnigsError: the variant's folder is not given.
+    """
+
+    NETWORK = "trained"
+
+    def __init__(
+        self,
+        posterior: str | None = None,
+        variant: Variant = "FF",
+        prior: Prior = Prior(),  # noqa: B008 (frozen)
+        backbone: Backbone = Backbone(),  # noqa: B008
+        optimizer: Optimizer = Optimizer(),  # noqa: B008
+        start_from: str | None = None,
+    ) -> None:
+        super().__init__()
+        needs, given = ("start_from", start_from) if variant == "FT-W" else ("posterior", posterior)
+        if given is None:
+            raise UnigsError(f"expected a folder for {variant}, got none, at model.{needs}")
+        self.folder, self.variant, self.optimizer = given, variant, optimizer
+        self.told, self.backbone = prior, backbone
+        self.keep_options(
+            posterior=posterior, variant=variant, prior=prior, backbone=backbone,
+            optimizer=optimizer, start_from=start_from,
+        )  # fmt: skip
+        self.stages: Any = None
+        self.trained: Any = None
+        self.painting: Painting | None = None
+        self.side_px = 0
+        self.download = True
+
+    @classmethod
+    def rebuild(cls, stored: Mapping[str, Any], base: str | None, where: Path) -> GSS:
+        """A new module by the hyperparameters in a checkpoint; see ``System.rebuild``.
+
+        Args:
+            stored: plain values.
+            base: folder of the posterior, or of the FF stage; None: as the checkpoint says.
+            where: the checkpoint.
+        """
+        kinds = {"prior": Prior, "backbone": Backbone, "optimizer": Optimizer}
+        options = {k: kinds[k](**v) if k in kinds else v for k, v in stored.items()}
+        painting, side_px = options.pop("painting", None), options.pop("side_px", 0)
+        if base is not None:
+            options["start_from" if options["variant"] == "FT-W" else "posterior"] = base
+        model = cls(**options)
+        model.remember(Painting.from_json(painting, str(where)), side_px)
+        model.download = False
+        return model
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:  # type: ignore[override]
+        return {"pixels": 1.0} if self.variant == "FT-W" else {"codes": 0.8, "pixels": 0.2}
+
+    def describe(self) -> str:
+        return f"GSS {self.variant} of {self.folder!r}"
+
+    def remember(self, painting: Painting, side_px: int) -> None:
+        """Keep classes, colours and the pictures' side as hyperparameters."""
+        self.painting, self.side_px = painting, side_px
+        self.hparams.update(painting=painting.to_json(), side_px=side_px)
+
+    def setup(self, stage: str) -> None:
+        """Take the classes of the data to train on.
+
+        Raises:
+            UnigsError: other tasks than entity segmentation, or other classes than the model's.
+        """
+        super().setup(stage)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        tasks = [task for task, ratio in data.task_ratios.items() if ratio]
+        if tasks != ["entity"]:
+            raise UnigsError(f"expected entity alone, got {', '.join(tasks)}, at data.task_ratios")
+        table = list_classes(data.select_sources(data.train_split)[0])
+        if self.painting is not None:
+            self.painting.table.refuse_other(table, "data.shards")
+            return
+        self.remember(self.choose_painting(table), data.tasks.resolution_px)
+
+    def choose_painting(self, table: ClassTable) -> Painting:
+        """The variant's colours; FT-W goes on with those of its FF stage.
+
+        Raises:
+            UnigsError: that stage knows other classes.
+        """
+        if self.variant != "FT-W":
+            return choose_painting(table, "random" if self.variant == "FF-R" else "farthest")
+        painting = load_stages(self.folder)[0].painting
+        painting.table.refuse_other(table, "data.shards")
+        return painting
+
+    def configure_model(self) -> None:
+        """Load the frozen parts and build what is trained; once."""
+        if self.stages is not None:
+            return
+        if self.painting is None:
+            raise UnigsError("expected the classes of data or of a checkpoint, got none, at GSS")
+        frozen_stage = self.variant == "FT-W"
+        self.stages = self.read_stages() if frozen_stage else self.build_stages()
+        self.trained = self.stages.reader if frozen_stage else self.stages.prior
+        self.stages.train()  # a backbone that was loaded comes in evaluation mode
+
+    def build_stages(self) -> Stages:
+        """FF: a new prior beside the frozen posterior."""
+        assert self.painting is not None
+        posterior = load_posterior(self.folder)
+        encoder = Encoder(self.backbone, self.download)
+        classes = len(self.painting.colours)
+        prior = MaskigePrior(self.told, encoder, posterior.size, classes)
+        return Stages(prior, posterior, self.painting)
+
+    def read_stages(self) -> Stages:
+        """FT-W: a new reader behind a frozen FF stage."""
+        stage, _ = load_stages(self.folder)
+        reader = Reader(len(stage.painting.colours))
+        return Stages(stage.prior, stage.posterior, stage.painting, reader)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse other classes or colours by name, then another network; see ``System``.
+
+        Raises:
+            UnigsError: of another model.
+        """
+        stored = checkpoint["hyper_parameters"]["painting"]
+        saved = Painting.from_json(stored, "the checkpoint")
+        if self.painting is not None:
+            saved.table.refuse_other(self.painting.table, "this run")
+            if saved.colours != self.painting.colours:
+                raise UnigsError("expected the checkpoint's colours, got others, at model.variant")
+        super().on_load_checkpoint(checkpoint)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """FF: cross entropy of codes and of the auxiliary head; FT-W: of pixels; float32 [B]."""
+        classes = number_pixels(batch, self.stages.painting.table)
+        if self.variant == "FT-W":
+            return {"pixels": measure_reader(self.stages, batch.image, classes)}
+        return measure_prior(self.stages, batch.image, classes)
+
+    def make_predictor(self, sampling: Sampling | None = None) -> GSSPredictor:
+        return GSSPredictor(self.stages, self.side_px, sampling=sampling)
+
+
+def measure_prior(stages: Stages, image: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    """Losses of FF: codes of the painted truth, and pixels of the auxiliary head.
+
+    Args:
+        stages: with an auxiliary head.
+        image: uint8 [B, 3, H, W].
+        classes: int64 [B, H, W] in 0..K, or ``UNKNOWN``.
+
+    Returns:
+        float32 [B] each.
+    """
+    prior = stages.prior
+    features = prior.look(image)
+    guess = prior.guess(features, classes.shape[-2:])
+    pixels = measure_pixels(guess, classes)
+    codes, known = encode_truth(stages, classes, guess.detach().argmax(1), features.shape[-2:])
+    wrong = cross_entropy(prior.predict(features).float(), codes, reduction="none")
+    return {"codes": average_known(wrong, known), "pixels": pixels}
+
+
+def encode_truth(
+    stages: Stages, classes: Tensor, guess: Tensor, grid: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The codes of the true maskige, and which of them count.
+
+    Args:
+        stages: with painting and posterior.
+        classes: int64 [B, H, W], ``UNKNOWN`` where not known.
+        guess: int64 [B, H, W]; fills what is unknown.
+        grid: h, w of the codes.
+
+    Returns:
+        int64 [B, h, w]; bool [B, h, w].
+    """
+    stride = stages.posterior.stride
+    size = (grid[0] * stride, grid[1] * stride)
+    filled = resize_labels(fill_unknown(classes, guess), size)
+    maskige = paint_maskige(filled, stages.painting.palette)
+    return stages.posterior.codes(maskige), find_known(resize_labels(classes, size), stride)
+
+
+def measure_reader(stages: Stages, image: Tensor, classes: Tensor) -> Tensor:
+    """Loss of FT-W: classes read from what the frozen FF stage draws; float32 [B]."""
+    reader: nn.Module = stages.reader  # type: ignore[assignment]
+    with torch.no_grad():
+        codes = stages.prior.predict(stages.prior.look(image)).argmax(1)
+        maskige = stages.decode(codes, image.shape[-2:])
+    return measure_pixels(reader(maskige), classes)
+
+
+def measure_pixels(logits: Tensor, classes: Tensor) -> Tensor:
+    """Cross entropy of float [B, K, H, W] over known pixels, float32 [B]."""
+    known = classes != UNKNOWN
+    wrong = cross_entropy(logits.float(), classes.clamp(min=0), reduction="none")
+    return average_known(wrong, known)

@@ -1,0 +1,195 @@
+"""GSS behind ``Predictor``: classes -> named entities; and its folder.
+
+In: batches of entity segmentation. Out: ``Prediction`` s whose masks are the connected regions of
+a thing's class and the whole area of a stuff class.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import VQModel
+
+from unigs.codec.regions import label_regions
+from unigs.records import Batch, Prediction, UnigsError
+from unigs.systems.backbone import Backbone, Encoder
+from unigs.systems.folders import load_model, save_model
+from unigs.systems.gss.painting import Painting
+from unigs.systems.gss.posterior import Posterior
+from unigs.systems.gss.prior import MaskigePrior, Prior, Reader
+from unigs.systems.gss.stages import Seen, Stages
+from unigs.systems.predictor import name_task
+from unigs.systems.sampling import Sampling
+from unigs.tasks import ClassTable
+from unigs.weights import in_words
+
+FOLDER = "GSSPredictor"
+SMALLEST = 1 / 1024
+"""Of the picture: smaller areas are no entities, as those that a blurred border between two colours
+looks like."""
+
+
+class GSSPredictor:
+    """The trained stages.
+
+    Args:
+        stages: on their device.
+        side_px: of the pictures they were trained on.
+        name: for tables.
+        sampling: must ask for nothing: there is nothing to sample.
+
+    Raises:
+        UnigsError: something is asked for.
+    """
+
+    tasks = ("entity",)
+    decoders = ("nearest",)
+
+    def __init__(
+        self, stages: Stages, side_px: int, name: str = "GSS", sampling: Sampling | None = None
+    ) -> None:
+        if asked := (sampling or Sampling()).list_given():
+            raise UnigsError(
+                f"expected nothing of sampling, as GSS does not sample, got {', '.join(asked)}, "
+                "at sampling"
+            )
+        self.stages, self.side_px, self.name = stages, side_px, name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What predictions depend on beside weights."""
+        return {"smallest": SMALLEST, **self.stages.painting.to_json()}
+
+    def __call__(self, batch: Batch) -> Prediction:
+        """Predict a batch of entity segmentation.
+
+        Raises:
+            UnigsError: of another task, or of sides that the grid of codes does not divide.
+        """
+        if (task := name_task(batch)) not in self.tasks:
+            raise UnigsError(f"expected a batch of entity, got {task}, at GSS")
+        device = next(self.stages.parameters()).device
+        image = batch.image.to(device)
+        return name_regions(image, self.stages(image), self.stages.painting.table)
+
+    def decode_again(self, batch: Batch, prediction: Prediction, decoder: str) -> Prediction:
+        """The same prediction: there is one decoder.
+
+        Raises:
+            UnigsError: another decoder.
+        """
+        if decoder not in self.decoders:
+            raise UnigsError(
+                f"expected a decoder of {', '.join(self.decoders)}, got {decoder!r}, at GSS"
+            )
+        return prediction
+
+    def save(self, folder: str, half: bool = False) -> None:
+        """Write a folder that ``load_predictor`` reads, the posterior inside; no auxiliary head.
+
+        Args:
+            folder: an older one there is replaced at once or not at all.
+            half: store weights in half precision.
+
+        Raises:
+            UnigsError: other files lie there, or weights are not finite, at half precision perhaps.
+        """
+        weights = {
+            name: weight.half() if half and weight.is_floating_point() else weight
+            for name, weight in self.stages.state_dict().items()
+            if not name.startswith("prior.auxiliary.")
+        }
+        save_model(Path(folder), FOLDER, describe_stages(self.stages, self.side_px), weights)
+
+
+def describe_stages(stages: Stages, side_px: int) -> dict[str, Any]:
+    """Plain values by which :func:`build_stages` makes the same networks."""
+    encoder, vq = stages.prior.encoder, stages.posterior.vq
+    return {
+        "side_px": side_px,
+        "painting": stages.painting.to_json(),
+        "prior": asdict(stages.prior.told),
+        "reader": stages.reader is not None,
+        "backbone": asdict(encoder.told),
+        "config": encoder.describe(),
+        "vq": {k: v for k, v in json.loads(vq.to_json_string()).items() if not k.startswith("_")},
+    }
+
+
+def build_stages(settings: dict[str, Any], where: str) -> Stages:
+    """Networks of random weights by :func:`describe_stages`, without the auxiliary head."""
+    painting = Painting.from_json(settings["painting"], where)
+    posterior = Posterior(VQModel.from_config(settings["vq"]))
+    encoder = Encoder(Backbone(**settings["backbone"]), config=settings["config"])
+    prior = MaskigePrior(Prior(**settings["prior"]), encoder, posterior.size, None)
+    reader = Reader(len(painting.colours)) if settings["reader"] else None
+    return Stages(prior, posterior, painting, reader)
+
+
+def load_stages(folder: str) -> tuple[Stages, int]:
+    """The stages of a folder, float32, in evaluation mode; and the side of their pictures, pixels.
+
+    Raises:
+        UnigsError: no folder of GSS, or a damaged one.
+    """
+    settings, weights = load_model(Path(folder), FOLDER)
+    with in_words("the settings and weights of GSS", folder):
+        stages = build_stages(settings, folder)
+        stages.load_state_dict(weights)
+        return stages.float().eval(), int(settings["side_px"])
+
+
+def load_gss(
+    folder: str, name: str, device: str = "cpu", sampling: Sampling | None = None
+) -> GSSPredictor:
+    """The predictor of a folder, on a device.
+
+    Raises:
+        UnigsError: no folder of GSS, or a damaged one; something is asked of sampling.
+    """
+    stages, side_px = load_stages(folder)
+    return GSSPredictor(stages.to(device), side_px, name, sampling)
+
+
+def name_regions(image: torch.Tensor, seen: Seen, table: ClassTable) -> Prediction:
+    """Classes as entities, largest first.
+
+    Args:
+        image: uint8 [B, 3, H, W].
+        seen: of it.
+        table: K classes; class K is background, label 0.
+    """
+    segment = split_things(seen.classes, table)
+    labels, scores, names = [], [], []
+    for segments, classes, sure in zip(segment, seen.classes, seen.sure):
+        ids, place = segments.unique(return_inverse=True)  # [S], [H, W]
+        area = torch.bincount(place.flatten(), minlength=len(ids))
+        chance = torch.bincount(place.flatten(), sure.flatten().double(), len(ids)) / area
+        of_class = area.new_empty(len(ids)).scatter_(0, place.flatten(), classes.flatten())
+        big = (of_class < len(table)) & (area >= SMALLEST * place.numel())
+        order = [i for i in area.argsort(descending=True, stable=True).tolist() if big[i]]
+        number = area.new_zeros(len(ids))
+        number[order] = torch.arange(1, len(order) + 1, device=area.device)
+        labels.append(number[place].int())
+        scores.append(chance[order].clamp(0, 1).tolist())
+        names.append([table.names[i] for i in of_class[order].tolist()])
+    return Prediction(image, seen.maskige, torch.stack(labels), scores, names)
+
+
+def split_things(classes: torch.Tensor, table: ClassTable) -> torch.Tensor:
+    """A number for each segment of a picture: regions of things, areas of stuff and background.
+
+    Args:
+        classes: int64 [B, H, W] in 0..K.
+        table: K classes.
+
+    Returns:
+        int64 [B, H, W]; in 0..K where there is one segment a class, else more.
+    """
+    is_thing = torch.tensor([*table.things, False], device=classes.device)[classes]
+    region = label_regions(classes.masked_fill(~is_thing, -1))
+    return torch.where(is_thing, region + len(table) + 1, classes)
