@@ -2,8 +2,8 @@
 
 ``system`` is the noun that trainer, evaluation and command line know; ``predictor`` is what it
 makes; ``sampling`` says how; ``load`` reads checkpoints and folders of any of them. Each system has
-a room: ``joint`` is UniGS, ``pix2seq_d`` is Pix2Seq-D, ``gss`` is GSS. Names of classes are imported
-late, so that a room stays light.
+a room: ``joint`` is UniGS, ``pix2seq_d`` is Pix2Seq-D, ``gss`` is GSS. Names of classes are
+imported late, so that a room stays light.
 """
 
 from importlib import import_module
