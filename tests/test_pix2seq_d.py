@@ -42,6 +42,7 @@ from unigs.systems.sampling import Sampling
 from unigs.systems.system import Optimizer
 from unigs.tasks import TaskOptions
 from unigs.tasks.classes import UNKNOWN, ClassTable, list_classes, paint_classes
+from unigs.verbs.sample import open_predictor
 
 CODE = BitCode(5, 4, 0.1)
 TINY = Network(
@@ -417,6 +418,12 @@ def test_a_folder_gives_the_same_prediction(shards, tmp_path, unconditional):
     assert again.decode_again(batch, theirs, "bits") is theirs
     predictor.save(str(tmp_path / "out"), half=True)
     assert load_predictor(str(tmp_path / "out"))(batch).labels.shape == mine.labels.shape
+
+
+def test_the_verb_of_the_joint_model_refuses_its_folder(shards, tmp_path):
+    build(shards).make_predictor().save(str(tmp_path / "out"))
+    with pytest.raises(UnigsError, match="expected a pipeline of UniGS, got a BitPredictor"):
+        open_predictor(tmp_path / "out", Sampling())
 
 
 def test_a_trained_backbone_travels_with_the_folder(shards, tmp_path):

@@ -108,7 +108,7 @@ def open_predictor(folder: Path | None, sampling: Sampling) -> JointPredictor:
     Pictures of any size are run at the size that the model was trained on.
 
     Raises:
-        UnigsError: there is none.
+        UnigsError: there is none, or it is another system's.
     """
     if folder is None and not (PIPELINE / "model_index.json").exists():
         raise UnigsError(
@@ -117,6 +117,11 @@ def open_predictor(folder: Path | None, sampling: Sampling) -> JointPredictor:
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = load_predictor(str(folder or PIPELINE), device=device)
+    if not isinstance(predictor, JointPredictor):
+        raise UnigsError(
+            f"expected a pipeline of UniGS, got a {type(predictor).__name__}, at {folder}; "
+            "unigs evaluate scores models of other systems"
+        )
     trained = Sampling(processing_resolution=predictor.side_px)
     return JointPredictor(predictor.pipeline, sampling=sampling.over(trained))
 
