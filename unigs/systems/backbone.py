@@ -103,7 +103,7 @@ def rebuild_backbone(config: dict[str, Any]) -> Any:
     Raises:
         UnigsError: no config of a backbone.
     """
-    with in_words("the config of a transformers backbone", config.get("model_type")):
+    with in_words("the config of a transformers backbone", repr(config.get("model_type"))):
         return AutoBackbone.from_config(AutoConfig.for_model(**config))
 
 
