@@ -339,7 +339,7 @@ def test_a_fit_of_both_stages_with_the_callbacks(shards, vq_folder, tmp_path):
     assert load_predictor(str(tmp_path / "ft-w")).stages.reader is not None
 
 
-def test_a_checkpoint_of_other_classes_or_colours_is_refused(shards, vq_folder, tmp_path):
+def test_a_checkpoint_of_other_classes_colours_or_posterior_is_refused(shards, vq_folder, tmp_path):
     model = make_model(posterior=vq_folder)
     trainer = make_trainer(tmp_path)
     trainer.fit(model, make_data(shards))
@@ -353,6 +353,11 @@ def test_a_checkpoint_of_other_classes_or_colours_is_refused(shards, vq_folder, 
     other.remember(choose_painting(model.painting.table, "random"), 32)
     with pytest.raises(UnigsError, match="expected the checkpoint's colours"):
         other.on_load_checkpoint(stored)
+    torch.manual_seed(1)
+    make_vq().save_pretrained(tmp_path / "vq")
+    with pytest.raises(UnigsError, match=r"expected the frozen weights .* at .*vq"):
+        load_system(str(tmp_path / "a.ckpt"), base=str(tmp_path / "vq"))
+    assert load_system(str(tmp_path / "a.ckpt"), base=vq_folder).side_px == 32
 
 
 def test_a_missing_folder_or_another_task_is_named(shards, vq_folder, tmp_path):

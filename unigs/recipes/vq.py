@@ -27,7 +27,7 @@ CODES, CHANNELS, LATENT = 512, (16, 32, 64), 16
 
 
 def build_vq() -> VQModel:
-    """Random weights: 0.5 M parameters, f4, without attention, so that any size looks the same."""
+    """Random weights: 0.7 M parameters, f4, without attention, so that any size looks the same."""
     blocks = len(CHANNELS)
     return VQModel(
         down_block_types=("DownEncoderBlock2D",) * blocks,
@@ -35,7 +35,7 @@ def build_vq() -> VQModel:
         block_out_channels=CHANNELS,
         latent_channels=LATENT,
         num_vq_embeddings=CODES,
-        norm_num_groups=8,
+        norm_num_groups=1,  # more would see few channels each, and lose what colour an area has
         mid_block_add_attention=False,
     )
 

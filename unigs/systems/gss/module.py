@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from unigs.codec.maskige import paint_maskige
+from unigs.files import hash_file
 from unigs.records import Batch, UnigsError
 from unigs.systems.backbone import Backbone, Encoder
 from unigs.systems.gss.painting import (
@@ -93,6 +94,7 @@ class GSS(System):
         kinds = {"prior": Prior, "backbone": Backbone, "optimizer": Optimizer}
         options = {k: kinds[k](**v) if k in kinds else v for k, v in stored.items()}
         painting, side_px = options.pop("painting", None), options.pop("side_px", 0)
+        options.pop("frozen", None)  # of the folder as it was; compared when weights are loaded
         if base is not None:
             options["start_from" if options["variant"] == "FT-W" else "posterior"] = base
         model = cls(**options)
@@ -150,6 +152,7 @@ class GSS(System):
         frozen_stage = self.variant == "FT-W"
         self.stages = self.read_stages() if frozen_stage else self.build_stages()
         self.trained = self.stages.reader if frozen_stage else self.stages.prior
+        self.hparams["frozen"] = hash_weights(self.folder)
         self.stages.train()  # a backbone that was loaded comes in evaluation mode
 
     def build_stages(self) -> Stages:
@@ -168,7 +171,7 @@ class GSS(System):
         return Stages(stage.prior, stage.posterior, stage.painting, reader)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse other classes or colours by name, then another network; see ``System``.
+        """Refuse other classes or colours, another network, another posterior; see ``System``.
 
         Raises:
             UnigsError: of another model.
@@ -180,6 +183,12 @@ class GSS(System):
             if saved.colours != self.painting.colours:
                 raise UnigsError("expected the checkpoint's colours, got others, at model.variant")
         super().on_load_checkpoint(checkpoint)
+        stored, mine = checkpoint["hyper_parameters"].get("frozen"), self.hparams["frozen"]
+        if stored != mine:
+            raise UnigsError(
+                f"expected the frozen weights {stored} that the checkpoint was trained on, got "
+                f"{mine}, at {self.folder!r}"
+            )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """FF: cross entropy of codes and of the auxiliary head; FT-W: of pixels; float32 [B]."""
@@ -190,6 +199,11 @@ class GSS(System):
 
     def make_predictor(self, sampling: Sampling | None = None) -> GSSPredictor:
         return GSSPredictor(self.stages, self.side_px, sampling=sampling)
+
+
+def hash_weights(folder: str) -> str:
+    """A short digest of the safetensors files of a folder."""
+    return "-".join(hash_file(path)[:16] for path in sorted(Path(folder).glob("*.safetensors")))
 
 
 def measure_prior(stages: Stages, image: Tensor, classes: Tensor) -> dict[str, Tensor]:
