@@ -17,6 +17,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from unigs.callbacks import EMA, Evaluation, SampledValidation
 from unigs.codec.analog_bits import BitCode, decode_bits, encode_bits
 from unigs.data import UniGSData, stack_samples
+from unigs.metrics.panoptic import PanopticEntityQuality
 from unigs.records import UnigsError
 from unigs.systems import Pix2SeqD
 from unigs.systems.backbone import Backbone
@@ -533,3 +534,30 @@ def test_other_classes_are_refused_in_a_fit_and_kept_elsewhere(shards, fitted, m
     model = make_model()
     make_trainer(folder).validate(model, make_data(shards), ckpt_path=last, verbose=False)
     assert model.classes == trainer.model.classes
+
+
+# --- learning ---
+
+
+@pytest.mark.slow
+def test_it_overfits_sixteen_scenes(shards):
+    """Noise, times and ids are new in every step; ids by place, as random ones take far longer."""
+    network = Network(
+        Backbone(width=16, enlarge=2), divisor=1, features=32, tokens=64, encoder_layers=1,
+        base=32, multipliers=(1, 2, 2), decoder_layers=1,
+    )  # fmt: skip
+    sampling = BitSampling(3, 1.0, 2)
+    model = build(shards, network=network, objective=Objective(ids="place"), sampling=sampling)
+    batch, rate, steps = read_batch(shards, 16), 2e-3, 250
+    optimizer = torch.optim.AdamW(model.denoiser.parameters(), lr=rate)
+    for step in range(steps):
+        share = min((step + 1) / 50, 1, 3 * (1 - step / steps) + 0.02)
+        optimizer.param_groups[0]["lr"] = rate * share
+        loss = model.losses(replace(batch, index=batch.index + 16 * step))["bits"].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), 1.0)
+        optimizer.step()
+    found, quality = model.make_predictor()(batch), PanopticEntityQuality()
+    quality.update(found.labels, batch.labels, batch.ignored)
+    assert float(quality.compute()["pq"]) > 0.8
