@@ -35,7 +35,7 @@ def build_vq() -> VQModel:
         block_out_channels=CHANNELS,
         latent_channels=LATENT,
         num_vq_embeddings=CODES,
-        norm_num_groups=1,  # more would see few channels each, and lose what colour an area has
+        norm_num_groups=8,
         mid_block_add_attention=False,
     )
 
