@@ -18,7 +18,7 @@ from unigs.records import Batch
 from unigs.systems.joint.base import load_vae
 from unigs.systems.joint.presets import vae_config
 from unigs.systems.pixels import to_signed
-from unigs.systems.system import Learner
+from unigs.systems.system import Learner, cycle_rate
 
 
 def edge_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -118,8 +118,4 @@ class Autoencoder(Learner):
             print(f"saved the autoencoder, scale {scale:.4f}, to {self.hp.out}")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hp.learning_rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.hp.learning_rate, self.hp.total_steps, pct_start=0.05
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return cycle_rate(self, self.hp.learning_rate, self.hp.total_steps, 0.05)

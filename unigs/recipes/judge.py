@@ -24,7 +24,7 @@ from unigs.metrics.classes import SemanticQuality
 from unigs.records import Batch, UnigsError
 from unigs.systems.balance import balance_sizes
 from unigs.systems.pixels import to_signed
-from unigs.systems.system import Learner
+from unigs.systems.system import Learner, cycle_rate
 from unigs.tasks import UNKNOWN, ClassTable, list_classes, paint_classes
 
 ENLARGE = 2
@@ -170,8 +170,4 @@ class Judge(Learner):
             print(f"saved the judge of {len(self.quality.table)} classes to {self.hp.out}")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hp.learning_rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.hp.learning_rate, self.hp.total_steps, pct_start=0.1
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return cycle_rate(self, self.hp.learning_rate, self.hp.total_steps, 0.1)

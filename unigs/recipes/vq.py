@@ -19,7 +19,7 @@ from unigs.codec.maskige import paint_maskige, read_maskige
 from unigs.records import Batch
 from unigs.systems.gss.painting import Colours, choose_painting
 from unigs.systems.pixels import resize_labels, to_signed, to_uint8
-from unigs.systems.system import Learner
+from unigs.systems.system import Learner, cycle_rate
 from unigs.tasks import list_classes
 
 CODES, CHANNELS, LATENT = 512, (16, 32, 64), 16
@@ -164,8 +164,4 @@ class VQ(Learner):
             print(f"saved the posterior to {self.hp.out}")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hp.learning_rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.hp.learning_rate, self.hp.total_steps, pct_start=0.05
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return cycle_rate(self, self.hp.learning_rate, self.hp.total_steps, 0.05)

@@ -34,7 +34,7 @@ def check_target(target: Path) -> None:
 
 
 def save_model(
-    target: Path, kind: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor]
+    target: Path, kind: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor], half: bool
 ) -> None:
     """Write a system's folder; an older one there is replaced at once or not at all.
 
@@ -43,11 +43,14 @@ def save_model(
         kind: class of its predictor, by which ``load`` finds its loader.
         settings: plain values by which the network is built again.
         weights: its state.
+        half: store them in half precision.
 
     Raises:
-        UnigsError: other files lie there, or a weight is not finite.
+        UnigsError: other files lie there, or a weight is not finite, at half precision perhaps.
     """
     check_target(target)
+    if half:
+        weights = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
     check_finite(weights.items(), kind)
     with new_folder(target) as new, in_words("room and rights to write", target):
         write_json(new / INDEX, {"_class_name": kind, "_unigs_version": __version__, **settings})

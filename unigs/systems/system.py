@@ -57,6 +57,24 @@ class Learner(L.LightningModule):
         return [kind() for kind in kinds if kind not in listed]
 
 
+def cycle_rate(
+    module: nn.Module, learning_rate: float, total_steps: int, warm_share: float
+) -> OptimizerLRScheduler:
+    """AdamW whose rate rises over a share of the steps and falls to 0 by a cosine.
+
+    Args:
+        module: what is trained.
+        learning_rate: the highest.
+        total_steps: optimiser steps, after which none may follow.
+        warm_share: part of them over which the rate rises, 0..1.
+    """
+    optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps, pct_start=warm_share
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
 @dataclass(frozen=True)  # no slots: the command line reads its fields
 class Optimizer:
     """AdamW: linear warm-up, then constant or cosine, by optimiser step.

@@ -99,11 +99,11 @@ class GSSPredictor:
             UnigsError: other files lie there, or weights are not finite, at half precision perhaps.
         """
         weights = {
-            name: weight.half() if half and weight.is_floating_point() else weight
+            name: weight
             for name, weight in self.stages.state_dict().items()
             if not name.startswith("prior.auxiliary.")
         }
-        save_model(Path(folder), FOLDER, describe_stages(self.stages, self.side_px), weights)
+        save_model(Path(folder), FOLDER, describe_stages(self.stages, self.side_px), weights, half)
 
 
 def describe_stages(stages: Stages, side_px: int) -> dict[str, Any]:

@@ -123,9 +123,6 @@ class BitPredictor:
             UnigsError: other files lie there, or weights are not finite, at half precision perhaps.
         """
         trained = self.trained
-        weights = trained.network.state_dict()
-        if half:
-            weights = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
         settings = {
             "network": asdict(trained.network.told),
             "unconditional": trained.network.blind,
@@ -137,7 +134,7 @@ class BitPredictor:
             "side_px": trained.side_px,
             "sampling": asdict(self._sampling),
         }
-        save_model(Path(folder), KIND, settings, weights)
+        save_model(Path(folder), KIND, settings, trained.network.state_dict(), half)
 
 
 def read_bits(bits: Tensor, image: Tensor, trained: Trained, least_px: int) -> Prediction:
