@@ -325,6 +325,22 @@ def test_a_picture_is_seen_alike_in_any_batch_training_or_not(shards):
         torch.testing.assert_close(whole, tested, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99, 1.0])
+@pytest.mark.parametrize("scale", [0.1, 1.0])
+def test_noisy_bits_have_a_variance_of_one_if_so_told(share, scale, monkeypatch):
+    network = BitDenoiser(replace(TINY, normalize_noisy=True), BitCode(5, 4, scale), 9)
+    generator = torch.Generator().manual_seed(0)
+    bits = scale * (2 * torch.randint(2, (2, 9, 64, 64), generator=generator) - 1)
+    gamma = torch.full((2,), share)
+    noisy = add_noise(bits, torch.randn(bits.shape, generator=generator), gamma)
+    seen = []
+    monkeypatch.setattr(
+        network.decoder, "forward", lambda x, *_: seen.append(x) or SimpleNamespace(sample=x)
+    )
+    network.denoise(noisy, gamma, torch.zeros(2, 8, 64, 64), torch.zeros(2, 1, 32))
+    assert seen[0][:, :9].var() == pytest.approx(1, rel=0.02)
+
+
 def test_the_defaults_are_as_large_as_the_papers():
     with torch.device("meta"):
         network = BitDenoiser(Network(Backbone(width=64)), BitCode(), 512)

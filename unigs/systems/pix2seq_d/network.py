@@ -48,6 +48,8 @@ class Network:
         base: channels of the decoder's finest level, a multiple of 4.
         multipliers: of ``base``, by level, from the finest; each level halves the grid.
         decoder_layers: of the transformer in the decoder's middle.
+        normalize_noisy: scale noisy bits to a variance of 1 before the decoder sees them. At a
+            small scale of the bits, clean ones are else faint beside the features (the paper: not).
     """
 
     backbone: Backbone = Backbone()  # noqa: RUF009 (frozen)
@@ -58,6 +60,7 @@ class Network:
     base: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2)
     decoder_layers: int = 6
+    normalize_noisy: bool = False
 
     def __post_init__(self) -> None:
         for name, step in (("divisor", 1), ("features", 1), ("tokens", HEAD), ("base", 4)):
@@ -85,7 +88,7 @@ class BitDenoiser(nn.Module):
         download: bool = True, config: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.told, self.blind = told, blind
+        self.told, self.blind, self.scale = told, blind, code.scale
         self.encoder = PictureEncoder(told, download, config)
         self.decoder = build_decoder(told, code.channels + told.features, outputs)
         self.encoder.requires_grad_(not blind)
@@ -119,8 +122,15 @@ class BitDenoiser(nn.Module):
         Returns:
             float [B, outputs, h, w].
         """
+        if self.told.normalize_noisy:
+            noisy = noisy / noisy_deviation(gamma, self.scale)
         seen = torch.cat((noisy, features), 1)
         return self.decoder(seen, TIME_SCALE * gamma, tokens).sample
+
+
+def noisy_deviation(gamma: Tensor, scale: float) -> Tensor:
+    """Standard deviation of bits of +-``scale`` under noise, [B] -> [B, 1, 1, 1]."""
+    return (gamma * scale**2 + 1 - gamma).sqrt()[:, None, None, None]
 
 
 class PictureEncoder(nn.Module):
