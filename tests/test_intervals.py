@@ -94,32 +94,32 @@ def test_order_changes_no_interval(rows):
 
 def test_an_interval_of_a_mean_is_scipys_and_the_normal_one():
     values = np.random.default_rng(2).normal(5, 2, 400)
-    weights = draw_weights([str(place) for place in range(400)], 8000)
+    weights = draw_weights([str(place) for place in range(400)], 3000)
     low, high = find_interval(weights @ values / 400)
-    reference = bootstrap((values,), np.mean, n_resamples=8000, method="percentile", rng=3)
+    reference = bootstrap((values,), np.mean, n_resamples=3000, method="percentile", rng=3)
     half = norm.ppf(0.975) * values.std(ddof=1) / math.sqrt(400)
     for mine, theirs, normal in zip(
         (low, high), reference.confidence_interval, (values.mean() - half, values.mean() + half)
     ):
-        assert mine == pytest.approx(theirs, abs=0.08 * half)
-        assert mine == pytest.approx(normal, abs=0.08 * half)
+        assert mine == pytest.approx(theirs, abs=0.12 * half)
+        assert mine == pytest.approx(normal, abs=0.12 * half)
 
 
 def test_an_interval_of_a_ratio_of_sums_is_scipys():
     rng = np.random.default_rng(4)
     counts = rng.integers(1, 9, 300).astype(float)
     sums = counts * rng.random(300)
-    weights = draw_weights([str(place) for place in range(300)], 8000)
+    weights = draw_weights([str(place) for place in range(300)], 3000)
     mine = find_interval(weights @ sums / (weights @ counts))
     theirs = bootstrap(
         (sums, counts),
         lambda a, b, axis: a.sum(axis) / b.sum(axis),
         paired=True,
-        n_resamples=8000,
+        n_resamples=3000,
         method="percentile",
         rng=5,
     ).confidence_interval
-    assert mine == pytest.approx(theirs, abs=0.08 * (theirs.high - theirs.low))
+    assert mine == pytest.approx(theirs, abs=0.12 * (theirs.high - theirs.low))
 
 
 def test_nineteen_of_twenty_intervals_hold_the_truth():
@@ -150,7 +150,7 @@ def save(folder, rows):
 def test_a_model_differs_from_itself_by_nothing(rows, tmp_path):
     model = save(tmp_path / "a", rows)
     found = compare_results(model, model)["entity"]["all"]
-    assert found.keys() == figures_of(rows).keys()
+    assert found.keys() == {k for k, v in figures_of(rows).items() if v == v}
     for one in found.values():
         assert one == {"difference": 0.0, "interval": [0.0, 0.0], "differs": False}
 
@@ -162,7 +162,9 @@ def test_a_paired_difference_knows_what_two_intervals_do_not(rows, tmp_path):
     one = compare_results(first, second)["entity"]["all"]["known_error"]
     assert one["differs"]
     assert one["interval"] == pytest.approx([0.01, 0.01], abs=1e-9)
-    ends = [find_intervals(resample_results(r))["entity"]["all"]["known_error"] for r in (rows, worse)]
+    ends = [
+        find_intervals(resample_results(r))["entity"]["all"]["known_error"] for r in (rows, worse)
+    ]
     assert ends[0][1] > ends[1][0]
 
 
