@@ -21,11 +21,11 @@ from unigs.evaluation.baselines import (
     load_inpainting,
     load_mask2former,
 )
+from unigs.evaluation.figures import split_groups, summarise_rows
 from unigs.evaluation.fingerprint import fingerprint
 from unigs.evaluation.judging import Judges, number_alike
 from unigs.evaluation.predictors import EmptyFloor, Oracle, RandomFloor, name_masks
 from unigs.evaluation.protocol import InputLoader, Inputs, digest_item
-from unigs.evaluation.results import split_groups, summarise_rows
 from unigs.evaluation.run import Evaluator, evaluate
 from unigs.metrics.average_precision import EntityAP
 from unigs.metrics.classes import PanopticClassQuality, SemanticQuality

@@ -12,10 +12,10 @@ from builders import build_data
 from torch.nn.functional import one_hot
 
 from unigs.data import HeldOut
+from unigs.evaluation.figures import summarise_rows
 from unigs.evaluation.judging import Judges, count_recognised, judge_batch
 from unigs.evaluation.predictors import EmptyFloor, Oracle, RandomFloor
 from unigs.evaluation.protocol import InputLoader, Inputs
-from unigs.evaluation.results import summarise_rows
 from unigs.metrics.classes import SemanticQuality
 from unigs.metrics.segmenter import Segments, SemanticSegmenter, load_segmenter
 from unigs.recipes.judge import Judge, balanced_loss

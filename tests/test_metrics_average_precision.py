@@ -179,9 +179,8 @@ def test_overlapping_masks_and_ignored_sizes_equal_pycocotools():
         scores = rng.permutation(int(p)) / 10
         iou = np.asarray(rle.iou(found, true, [0] * int(n)))
         areas = rle.area(found).astype(np.int64), rle.area(true).astype(np.int64)
-        table = integrate_precision(
-            match_detections(iou, scores, *areas), count_truths(areas[1])
-        ).mean(1)
+        records, once = match_detections(iou, scores, *areas), np.ones((1, int(p)), int)
+        (table,) = integrate_precision(records, count_truths(areas[1])[None], once).mean(2)
         reference = _cocoeval_masks(found, scores, true)
         assert np.allclose(table, reference, atol=1e-12, equal_nan=True)
 

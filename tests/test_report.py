@@ -33,9 +33,14 @@ def test_numbers_stand_beside_the_papers(report):
     entity = results["figures"]["entity"]["all"]
     (line,) = [row for row in text.split("Table 6")[1].splitlines() if "**oracle**" in row]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[1:4] == [f"{entity[name]:.3f}" for name in ("miou", "recall", "ap")]
-    named = [f"{entity[name]:.3f}" for name in ("class_miou", "class_macc", "class_pq")]
-    assert cells[-3:] == named
+    intervals = results["intervals"]["entity"]["all"]
+
+    def tell(name):
+        low, high = intervals[name]
+        return f"{entity[name]:.3f} ± {(high - low) / 2:.3f}"
+
+    assert cells[1:4] == [tell(name) for name in ("miou", "recall", "ap")]
+    assert cells[-3:] == [tell(name) for name in ("class_miou", "class_macc", "class_pq")]
     (line,) = [row for row in text.split("Table 6")[1].splitlines() if "**floor-random**" in row]
     assert [cell.strip() for cell in line.strip("|").split("|")][-3:] == [""] * 3
     assert "| CropFormer (paper) | 0.664 | 0.727 | 0.449 |" in text
@@ -43,6 +48,22 @@ def test_numbers_stand_beside_the_papers(report):
     for table in PAPER:
         assert table.title in text
         assert all(len(values) <= len(table.columns) for _, values in table.rows)
+
+
+def test_models_are_compared_with_the_first(report):
+    found = json.loads((report / "differences.json").read_text())
+    assert found["from"] == "oracle"
+    one = found["models"]["floor-empty"]["entity"]["all"]["miou"]
+    low, high = one["interval"]
+    assert one["differs"]
+    assert low <= one["difference"] <= high < 0
+    told = f"**{one['difference']:+.3f} ± {(high - low) / 2:.3f}**"
+    table = (report / "report.md").read_text().split("Table 6")[1].split("Less oracle")[1]
+    (line,) = [row for row in table.splitlines() if row.startswith("| floor-empty")]
+    assert line.split(" | ")[1] == told
+    assert told.strip("*") in (report / "report.html").read_text()
+    assert "floor-random" in found["models"]
+    assert "class_miou" not in found["models"]["floor-random"]["entity"]["all"]
 
 
 def test_every_row_has_as_many_cells_as_its_table(report):

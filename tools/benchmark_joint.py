@@ -34,6 +34,7 @@ from unigs.evaluation.protocol import InputLoader, Inputs
 from unigs.evaluation.run import evaluate
 from unigs.metrics.segmentation import EntityQuality
 from unigs.metrics.segmenter import load_segmenter
+from unigs.report import tell_half
 from unigs.systems.load import load_predictor
 from unigs.systems.sampling import Sampling
 from unigs.verbs.evaluate import Scenes
@@ -335,7 +336,7 @@ def replace_table(path: Path, mark: str, lines: list[list[str]]) -> None:
 
 
 def read_figure(evaluation: str, model: str, row: Row) -> str:
-    """One cell of the table of results."""
+    """One cell of the table of results, with half the width of its 95 % interval."""
     folder = WORK / f"evaluation-{evaluation}" / model
     if evaluation == "masks-dichotomy":
         folder = folder.with_name(f"{model}-dichotomy")
@@ -343,8 +344,10 @@ def read_figure(evaluation: str, model: str, row: Row) -> str:
     value = results["figures"][row.task]["all"].get(row.figure)
     if value is None:
         return "-"
+    interval = results.get("intervals", {}).get(row.task, {}).get("all", {}).get(row.figure)
     ships = model == WORK.name and evaluation in ("masks-1", "pictures")
-    return f"**{value:.3f}**" if ships else f"{value:.3f}"
+    told = f"**{value:.3f}**" if ships else f"{value:.3f}"
+    return told if interval is None else f"{told} ± {tell_half(interval)}"
 
 
 def render_results() -> list[list[str]]:

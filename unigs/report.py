@@ -2,7 +2,9 @@
 
 In: folders with a ``results.json`` and the pictures it picks. Out: ``report.md``, and
 ``report.html``, which holds everything it shows and opens from disk. An empty cell was not
-measured; what to pass for it is said below the tables.
+measured; what to pass for it is said below the tables. ``0.804 ± 0.012`` is a figure and half the
+width of its 95 % interval. Of several models, a second table and ``differences.json`` say how each
+differs from the first on the same pictures.
 """
 
 from __future__ import annotations
@@ -12,131 +14,30 @@ import html
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unigs.files import read_inside, write_text
+from unigs.evaluation.intervals import compare_results
+from unigs.evaluation.tables import PAPER, Column, Table
+from unigs.files import read_inside, write_json, write_text
 from unigs.records import UnigsError, show
 
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A figure of a group of pictures: title, ``results["figures"][task][group][figure]``."""
-
-    title: str
-    figure: str
-    group: str = "all"
-    digits: int = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """One of the paper's tables; rows are its own numbers, None where it gives none."""
-
-    title: str
-    task: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[str, tuple[float | None, ...]], ...]
-
-
-MASKS = (
-    Column("mIoU", "miou"),
-    Column("recall", "recall"),
-)
-PAPER = (
-    Table(
-        "Table 3: inpainting",
-        "inpainting",
-        (
-            Column("FID, single", "fid", "single", 2),
-            Column("CLIP, single", "clip_score", "single", 2),
-            Column("FID, multiple", "fid", "multiple", 2),
-            Column("CLIP, multiple", "clip_score", "multiple", 2),
-            Column("FID, all", "fid", "all", 2),
-            Column("CLIP, all", "clip_score", "all", 2),
-            Column("colormap mIoU", "miou"),
-            Column("recognised", "recognised"),
-            Column("known error", "known_error", digits=2),
-        ),
-        (
-            ("SD 1.5 inpainting", (4.95, 88.86, 7.82, 83.80)),
-            ("UniGS from SD 1.4", (4.39, 88.92, 6.19, 84.43)),
-            ("UniGS from SD 1.5 inpainting", (3.78, 90.22, 5.89, 85.87)),
-        ),
-    ),
-    Table(
-        "Table 4: synthesis",
-        "synthesis",
-        (
-            Column("FID, single", "fid", "single", 2),
-            Column("CLIP, single", "clip_score", "single", 2),
-            Column("mIoU, single", "synthesis_miou", "single"),
-            Column("FID, multiple", "fid", "multiple", 2),
-            Column("CLIP, multiple", "clip_score", "multiple", 2),
-            Column("mIoU, multiple", "synthesis_miou", "multiple"),
-            Column("FID, all", "fid", "all", 2),
-            Column("CLIP, all", "clip_score", "all", 2),
-            Column("mIoU, all", "synthesis_miou"),
-            Column("colormap mIoU", "miou"),
-            Column("recognised", "recognised"),
-        ),
-        (
-            ("SD", (36.502, 54.708, 0.196, 34.770, 56.511, 0.191)),
-            ("ControlNet", (35.111, 55.230, 0.277, 30.108, 58.709, 0.326)),
-            ("T2I-Adapter", (34.434, 59.024, 0.306, 24.898, 62.910, 0.379)),
-            ("UniGS", (15.272, 65.015, 0.781, 14.271, 69.504, 0.777)),
-        ),
-    ),
-    Table(
-        "Table 5: referring",
-        "referring",
-        (
-            *MASKS,
-            Column("recall .50:.95", "recall_50_95"),
-            Column("cIoU", "ciou"),
-            Column("gIoU", "giou"),
-        ),
-        (("Mask2Former Swin-L", (0.815, 0.887)), ("UniGS", (0.808, 0.872))),
-    ),
-    Table(
-        "Table 6: entity segmentation",
-        "entity",
-        (
-            *MASKS,
-            Column("AP^e", "ap"),
-            Column("AP50", "ap50"),
-            Column("AP75", "ap75"),
-            Column("AP small", "ap_small"),
-            Column("AP medium", "ap_medium"),
-            Column("AP large", "ap_large"),
-            Column("PQ", "pq"),
-            Column("SQ", "sq"),
-            Column("RQ", "rq"),
-            Column("boundary IoU", "boundary_iou"),
-            Column("class mIoU", "class_miou"),
-            Column("class mAcc", "class_macc"),
-            Column("class PQ", "class_pq"),
-        ),
-        (
-            ("CondInst-Entity", (0.621, 0.685, 0.397)),
-            ("SAM ViT-H", (0.653, 0.714, 0.432)),
-            ("CropFormer", (0.664, 0.727, 0.449)),
-            ("UniGS", (0.631, 0.692, 0.407)),
-        ),
-    ),
-)
 NOTES = (
     "Rows marked (paper) are the paper's, which names neither backbone nor scale of its CLIP score "
     "and defines neither mIoU nor recall; compare our rows with each other first.",
     "Oracles know the truth and lose what palette, decoder and VAE lose; floors know nothing. "
     "A model is read between the two.",
     "Figures of classes are of models that name their masks.",
+    "± is half the width of the 95 % bootstrap interval over pictures; FID has none. A difference "
+    "in bold has an interval that leaves out 0, as one in twenty does by chance. Neither covers "
+    "another training run or another seed of the inputs.",
 )
+DIFFERENCES = "differences.json"
 STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;color:#222}
 body{margin:2rem auto;max-width:1100px;padding:0 1rem}
 table{border-collapse:collapse;margin:.5rem 0 1.5rem;font-variant-numeric:tabular-nums}
+td{white-space:nowrap}
 th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}
 th:first-child,td:first-child{text-align:left}
 tr.paper{color:#777} tr.ours{font-weight:600}
@@ -175,7 +76,8 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def write_report(out: Path, folders: Sequence[Path]) -> str:
-    """Write ``report.md`` and ``report.html`` over the results of some models.
+    """Write ``report.md`` and ``report.html`` over the results of some models; of several also
+    ``differences.json``, in which each is compared with the first.
 
     Args:
         out: folder of the report.
@@ -192,10 +94,15 @@ def write_report(out: Path, folders: Sequence[Path]) -> str:
     if len(inputs) != 1:
         told = ", ".join(f"{m['model']}: {m['inputs'][:12]}" for m in models)
         raise UnigsError(f"expected results of the same inputs; got {told}; in {out}")
+    for model in models[1:]:
+        model["differences"] = compare_results(models[0], model)
     text = render_markdown(models)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "report.md", text)
     write_text(out / "report.html", render_html(models))
+    if models[1:]:
+        found = {model["model"]: model["differences"] for model in models[1:]}
+        write_json(out / DIFFERENCES, {"from": models[0]["model"], "models": found})
     return text
 
 
@@ -209,8 +116,29 @@ def fill_table(table: Table, models: Sequence[dict[str, Any]]) -> list[tuple[str
     for model in models:
         figures = model["figures"].get(table.task)
         if figures:
-            cells = [_tell(figures.get(c.group, {}).get(c.figure), c) for c in table.columns]
+            intervals = model["intervals"].get(table.task, {})
+            cells = [_tell(_find(figures, c), c, _find(intervals, c)) for c in table.columns]
             lines.append(("ours", model["model"], cells))
+    return lines
+
+
+def fill_differences(
+    table: Table, models: Sequence[dict[str, Any]]
+) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """How each model but the first differs from it: name, and per cell text and whether it does."""
+    lines = []
+    for model in models[1:]:
+        groups = model["differences"].get(table.task)
+        if groups:
+            found = [groups.get(c.group, {}).get(c.figure, {}) for c in table.columns]
+            cells = [
+                (
+                    _tell(one.get("difference"), c, one.get("interval"), "+"),
+                    one.get("differs", False),
+                )
+                for one, c in zip(found, table.columns)
+            ]
+            lines.append((model["model"], cells))
     return lines
 
 
@@ -225,6 +153,9 @@ def list_facts(models: Sequence[dict[str, Any]]) -> list[str]:
             if groups["all"].get("seconds_per_picture") is not None
         }
         facts.append(f"{model['model']}: pictures {counts}; seconds per picture {speeds}.")
+        lone = [task for task, count in counts.items() if count == 1]
+        if lone:
+            facts.append(f"{model['model']}: of one picture, no interval says anything: {lone}.")
         if model["replaced"]:
             facts.append(f"{model['model']}: samples replaced by others: {model['replaced']}.")
     judges = {name: by for model in models for name, by in model["judges"].items() if by}
@@ -243,8 +174,15 @@ def render_markdown(models: Sequence[dict[str, Any]]) -> str:
         for kind, name, cells in fill_table(table, models):
             told = escape_markdown(name)
             rows.append([f"**{told}**" if kind == "ours" else told, *cells])
-        lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-        parts.append(f"## {table.title}\n\n{lines}")
+        parts.append(f"## {table.title}\n\n{_join_markdown(rows)}")
+        if differences := fill_differences(table, models):
+            bold = [
+                [escape_markdown(name), *(f"**{t}**" if differs else t for t, differs in cells)]
+                for name, cells in differences
+            ]
+            first = escape_markdown(models[0]["model"])
+            parts.append(f"Less {first}, on the same pictures:")
+            parts.append(_join_markdown([*rows[:2], *bold]))
     parts.append("\n".join(f"- {escape_markdown(fact)}" for fact in list_facts(models)))
     return "\n\n".join(parts) + "\n"
 
@@ -262,9 +200,13 @@ def render_html(models: Sequence[dict[str, Any]]) -> str:
             + "</tr>"
             for kind, name, cells in fill_table(table, models)
         )
-        parts.append(
-            f'<div class="wide"><table><tr><th>model</th>{titles}</tr>{lines}</table></div>'
-        )
+        head = f"<tr><th>model</th>{titles}</tr>"
+        parts.append(f'<div class="wide"><table>{head}{lines}</table></div>')
+        if differences := fill_differences(table, models):
+            rows = "".join(_render_difference(name, cells) for name, cells in differences)
+            first = escape_html(models[0]["model"])
+            parts.append(f"<p>Less {first}, on the same pictures:</p>")
+            parts.append(f'<div class="wide"><table>{head}{rows}</table></div>')
         parts.append(_render_curves(table.task, models))
         parts += [_render_pictures(table.task, model) for model in models]
     facts = "".join(f"<li>{escape_html(fact)}</li>" for fact in list_facts(models))
@@ -315,6 +257,15 @@ def draw_svg(title: str, x: tuple[float, float], curves: dict[str, list[float]])
     )
 
 
+def _join_markdown(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _render_difference(name: str, cells: Sequence[tuple[str, bool]]) -> str:
+    told = "".join(f"<td>{f'<b>{text}</b>' if bold else text}</td>" for text, bold in cells)
+    return f'<tr class="difference"><td>{escape_html(name)}</td>{told}</tr>'
+
+
 def _render_curves(task: str, models: Sequence[dict[str, Any]]) -> str:
     mine = {m["model"]: m["curves"][task] for m in models if task in m["curves"]}
     recall = {name: curves["recall"] for name, curves in mine.items() if curves["recall"]}
@@ -348,5 +299,19 @@ def _tables_of(models: Sequence[dict[str, Any]]) -> list[Table]:
     return [table for table in PAPER if any(table.task in model["figures"] for model in models)]
 
 
-def _tell(value: float | None, column: Column) -> str:
-    return "" if value is None else f"{value:.{column.digits}f}"
+def _find(groups: dict[str, Any], column: Column) -> Any:
+    return groups.get(column.group, {}).get(column.figure)
+
+
+def _tell(
+    value: float | None, column: Column, interval: Sequence[float] | None = None, sign: str = ""
+) -> str:
+    if value is None:
+        return ""
+    text = f"{value:{sign}.{column.digits}f}"
+    return text if interval is None else f"{text} ± {tell_half(interval, column.digits)}"
+
+
+def tell_half(interval: Sequence[float], digits: int = 3) -> str:
+    """Half the width of an interval."""
+    return f"{(interval[1] - interval[0]) / 2:.{digits}f}"

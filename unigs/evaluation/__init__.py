@@ -7,6 +7,9 @@ report. Modules, left to right:
 - ``predictors``: our pipeline, oracles (ceiling) and floors behind one interface; ``baselines``:
   other people's models behind the same.
 - ``judging``: a batch and its prediction -> what is kept per picture.
-- ``results``: rows on disk, resumable; figures of any subset of them.
+- ``figures``: figures of any subset of the rows, and of bootstrap resamples of it.
+- ``results``: rows on disk, resumable, and what is made of them.
+- ``intervals``: of figures, and of the differences of two models.
+- ``tables``: what the report shows, with the paper's rows.
 - ``run``: the loop, and the verb.
 """

@@ -1,4 +1,4 @@
-"""Rows on disk, and the figures of any subset of them (judging -> results -> report).
+"""Rows on disk, and what is made of all of them (judging -> results -> report).
 
 A folder of results holds ``rows-<rank>.jsonl`` (one line per picture, appended and flushed, so an
 interrupted evaluation continues), ``features/`` for FID, ``pictures/`` to look at, and, made anew
@@ -17,33 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
+from unigs.evaluation.figures import split_groups, split_tasks, summarise_rows
 from unigs.evaluation.fingerprint import list_differences
-from unigs.evaluation.judging import TALLIES
 from unigs.files import write_text
-from unigs.metrics.average_precision import summarise_detections
-from unigs.metrics.classes import rate_pixels, rate_segments, sum_tallies
 from unigs.metrics.frechet import (
     Statistics,
     measure_frechet,
     recall_statistics,
     summarise_features,
 )
-from unigs.metrics.segmentation import EntityQuality
 from unigs.records import UnigsError
 from unigs.tasks import RECIPES
-
-GROUPS = ("all", "single", "multiple")
-"""Pictures with one entity asked for, and with more (Tables 3 and 4)."""
-
-MEANS = {
-    "clip_score": "clip_score",
-    "known_error": "known_error",
-    "seconds": "seconds_per_picture",
-}
-"""Means over the pictures that have the value: its field in a row -> the figure."""
 
 COLUMNS = (
     "index", "task", "key", "prompt", "entities", "miou", "recall", "pq", "boundary_iou",
@@ -140,41 +126,6 @@ def parse_row(line: bytes, path: Path, number: int) -> dict[str, Any]:
     return row
 
 
-def split_groups(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Rows by ``GROUPS``; groups that do not split the rows are left out."""
-    single = [row for row in rows if len(row["names"]) <= 1]
-    several = [row for row in rows if len(row["names"]) > 1]
-    groups = {"all": list(rows)}
-    return groups | ({"single": single, "multiple": several} if single and several else {})
-
-
-def summarise_rows(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Figures of rows of one task, without FID; NaN where nothing counts."""
-    figures: dict[str, float] = {"pictures": len(rows)}
-    for name, kind in TALLIES.items():
-        figures |= _sum_up(kind, [row[name] for row in rows])
-    detections = [line for row in rows for line in row["detections"]]
-    table = np.array(detections, dtype=np.float64).reshape(-1, 4)
-    figures |= summarise_detections(table, np.sum([row["truths"] for row in rows], axis=0))
-    if all("class_pixels" in row for row in rows):
-        pixels, things, stuff = (
-            sum_tallies(row[f"class_{kind}"] for row in rows)
-            for kind in ("pixels", "things", "stuff")
-        )
-        figures |= rate_pixels(pixels) | rate_segments(things, stuff)
-    judged = [row["synthesis"] for row in rows if "synthesis" in row]
-    if judged:
-        figures["synthesis_miou"] = _sum_up(EntityQuality, judged)["miou"]
-    asked = [row["recognised"] for row in rows if "recognised" in row]
-    if total := sum(count for _, count in asked):
-        figures["recognised"] = sum(found for found, _ in asked) / total
-    for field, figure in MEANS.items():
-        values = [row[field] for row in rows if field in row]
-        if values:
-            figures[figure] = math.fsum(values) / len(values)
-    return figures
-
-
 def draw_curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     """Points of the report's curves.
 
@@ -222,9 +173,9 @@ def summarise_results(
         cache: folder of the real pictures' statistics.
         key: names pictures and network in that cache.
     """
-    rows, figures = store.read_all(), {}
-    for task in sorted({row["task"] for row in rows}):
-        groups = split_groups([row for row in rows if row["task"] == task])
+    figures = {}
+    for task, rows in split_tasks(store.read_all()).items():
+        groups = split_groups(rows)
         figures[task] = {name: summarise_rows(group) for name, group in groups.items()}
         for name, group in groups.items():
             made = store.read_features(group, 0)
@@ -278,8 +229,3 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     table.writeheader()
     table.writerows(list_columns(row) for row in rows)
     write_text(path, text.getvalue())
-
-
-def _sum_up(kind: Any, tallies: Sequence[Sequence[float]]) -> dict[str, float]:
-    total = torch.tensor(tallies, dtype=torch.float64).sum(0)
-    return {name: float(value) for name, value in kind.summarise(total).items()}

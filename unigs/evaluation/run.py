@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from unigs.evaluation.figures import GROUPS
 from unigs.evaluation.fingerprint import describe_predictor
+from unigs.evaluation.intervals import find_intervals, resample_results, write_resampled
 from unigs.evaluation.judging import Judges, draw_strip, judge_batch, take_features
 from unigs.evaluation.protocol import (
     InputLoader,
@@ -25,7 +27,6 @@ from unigs.evaluation.protocol import (
     write_protocol,
 )
 from unigs.evaluation.results import (
-    GROUPS,
     ResultStore,
     draw_curves,
     name_statistics,
@@ -34,6 +35,7 @@ from unigs.evaluation.results import (
     write_csv,
 )
 from unigs.files import locate_cache, write_json
+from unigs.metrics.bootstrap import LEVEL, RESAMPLES, SEED
 from unigs.metrics.frechet import locate_statistics
 from unigs.records import Batch, Prediction, UnigsError
 from unigs.streams import Loaded
@@ -123,10 +125,13 @@ class Evaluator:
             )
         by_task = {task: [r for r in rows if r["task"] == task] for task in self.predictor.tasks}
         by_task = {task: mine for task, mine in by_task.items() if mine}
+        resampled = resample_results(rows)
         results = {
             "model": self.predictor.name,
             "inputs": digest_header(self.header),
             "figures": summarise_results(self.store, self.cache, self.key),
+            "intervals": find_intervals(resampled),
+            "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
             "missing": self.judges.list_missing(),
             "judges": self.store.header["judges"],
             "settings": self.store.header["settings"],
@@ -136,6 +141,7 @@ class Evaluator:
             **_measure_memory(),
         }
         write_csv(self.store.folder / "pictures.csv", rows)
+        write_resampled(self.store.folder, resampled)
         write_protocol(self.store.folder / PROTOCOL, self.header, rows)
         write_json(self.store.folder / RESULTS, _drop_nan(results))
         return results

@@ -34,6 +34,7 @@ AREA_RANGES_PX = {
 """COCO's, both ends included, by the suffix of the result's name."""
 
 _CELLS = (len(AREA_RANGES_PX), len(IOU_THRESHOLDS))
+_BLOCK = 1 << 17  # weights of detections at once: 1 MiB, which a core's cache holds
 _BITS = 2.0 ** np.arange(_CELLS[0] * _CELLS[1])
 
 
@@ -89,27 +90,34 @@ def count_truths(true_px: np.ndarray) -> np.ndarray:
     return (~_find_outsiders(true_px)).sum(1).astype(np.float64)
 
 
-def integrate_precision(records: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    """Mean precision at COCO's 101 recall points.
+def integrate_precision(records: np.ndarray, truths: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean precision at COCO's 101 recall points, of R weighted sets at once.
 
     Args:
         records: float64 [K, 4] of all pictures, in any order; see :func:`match_detections`.
-        truths: float64 [4]; see :func:`count_truths`.
+        truths: float64 [R, 4]; see :func:`count_truths`.
+        weights: int [R, K], how often each detection counts.
 
     Returns:
-        float64 [4, 10], by size and threshold; NaN where no true entity counts (COCO prints -1).
+        float64 [R, 4, 10], by size and threshold; NaN where no true entity counts (COCO prints -1).
     """
-    records = records[np.lexsort((-records[:, 1], -records[:, 0]))]
+    order = np.lexsort((-records[:, 1], -records[:, 0]))
+    records, weights = records[order], weights[:, order]
     new = np.any(np.diff(records[:, :2], axis=0, prepend=np.nan) != 0, axis=1)
     tie = np.cumsum(new)
-    precision = np.full(_CELLS, np.nan)
-    for size in np.flatnonzero(truths):
+    last = np.searchsorted(tie, tie, side="right") - 1  # of the ties of each
+    hits, left_out = records[:, 2:].astype(np.int64).T
+    precision = np.full((len(weights), *_CELLS), np.nan)
+    for size in np.flatnonzero(truths.any(0)):
         for level in range(_CELLS[1]):
             bit = 1 << int(size * _CELLS[1] + level)
-            hit = (records[:, 2].astype(np.int64) & bit) > 0
-            order = np.lexsort((hit, tie))
-            counts = ((records[:, 3].astype(np.int64) & bit) == 0)[order]
-            precision[size, level] = _integrate(hit[order][counts], truths[size])
+            kept = np.flatnonzero((left_out & bit) == 0)
+            hit = np.flatnonzero((hits & bit) > 0)
+            end = np.flatnonzero(np.diff(last[hit], append=-1))  # false ones of a tie go first
+            place = np.searchsorted(kept, last[hit[end]], side="right") - 1
+            true = weights.take(hit, 1).cumsum(1).take(end, 1)
+            seen = weights.take(kept, 1).cumsum(1).take(place, 1)
+            precision[:, size, level] = _integrate(true, seen, truths[:, size])
     return precision
 
 
@@ -136,12 +144,27 @@ def measure_detections(
     return records, count_truths(overlaps.true_px)
 
 
-def summarise_detections(records: np.ndarray, truths: np.ndarray) -> dict[str, float]:
-    """AP, AP50, AP75 and AP by size, of all pictures' records and truths."""
-    table = integrate_precision(records, truths)
-    mean = table.mean(1)
-    by_size = {f"ap{name}": float(value) for name, value in zip(AREA_RANGES_PX, mean)}
-    return {"ap": by_size["ap"], "ap50": float(table[0, 0]), "ap75": float(table[0, 5])} | by_size
+def summarise_detections(
+    records: np.ndarray, pictures: np.ndarray, truths: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """AP, AP50, AP75 and AP by size of R weighted sets of N pictures.
+
+    Args:
+        records: float64 [K, 4] of all pictures.
+        pictures: int [K], the picture of each record, 0..N-1.
+        truths: float64 [N, 4].
+        weights: float64 [R, N], how often each picture counts, whole numbers.
+
+    Returns:
+        float64 [R] each.
+    """
+    parts = np.array_split(weights, max(1, len(weights) * len(records) // _BLOCK))
+    counts = (part.astype(np.int64)[:, pictures] for part in parts)  # integers add up faster
+    table = np.concatenate(
+        [integrate_precision(records, part @ truths, c) for part, c in zip(parts, counts)]
+    )
+    by_size = {f"ap{name}": one for name, one in zip(AREA_RANGES_PX, table.mean(2).T)}
+    return {"ap": by_size["ap"], "ap50": table[:, 0, 0], "ap75": table[:, 0, 5]} | by_size
 
 
 class EntityAP(Metric):
@@ -196,8 +219,10 @@ class EntityAP(Metric):
 
     def compute(self) -> dict[str, torch.Tensor]:
         rows = self.records if isinstance(self.records, torch.Tensor) else _join(self.records)
-        figures = summarise_detections(rows.cpu().numpy().reshape(-1, 4), self.truths.cpu().numpy())
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}
+        records, truths = rows.cpu().numpy().reshape(-1, 4), self.truths.cpu().numpy()
+        whole = np.zeros(len(records), np.int64)  # all of one "picture", counted once
+        figures = summarise_detections(records, whole, truths[None], np.ones((1, 1)))
+        return {name: torch.tensor(value[0]) for name, value in figures.items()}
 
 
 def pick_scores(scores: Sequence[float] | torch.Tensor, labels: np.ndarray) -> np.ndarray:
@@ -239,12 +264,21 @@ def _choose_last_best(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return value.max(-1) >= 0, last
 
 
-def _integrate(hit: np.ndarray, truths: float) -> float:
-    """Mean over the recall points of the best precision at that recall or a higher one."""
-    if not len(hit):
-        return 0.0
-    true_so_far = np.cumsum(hit)
-    precision = true_so_far / np.arange(1, len(hit) + 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    reached = np.searchsorted(true_so_far / truths, RECALL_POINTS, side="left")
-    return float(np.append(envelope, 0.0)[reached].mean())
+def _integrate(true: np.ndarray, seen: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    """Mean over the recall points of the best precision at that recall or a higher one.
+
+    Args:
+        true, seen: int [R, H], after each score with a hit, how many are true and how many are
+            there so far.
+        truths: float64 [R].
+
+    Returns:
+        float64 [R].
+    """
+    precision = true / np.maximum(seen, 1)
+    best = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+    recall = true / np.maximum(truths, 1)[:, None]
+    near = np.floor(recall * (len(RECALL_POINTS) - 1) + 1e-9).astype(np.int64)
+    reached = near + (RECALL_POINTS.take(near) <= recall)  # how many points
+    total = (best * np.diff(reached, axis=1, prepend=0)).sum(1)
+    return np.where(truths > 0, total / len(RECALL_POINTS), np.nan)

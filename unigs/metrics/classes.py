@@ -37,6 +37,9 @@ NOTHING = ""
 Tally = dict[str, list[float]]
 """By class name, of the classes that occur."""
 
+Entries = Sequence[float] | np.ndarray
+"""Of one class: float [E], or [E, R] of R sums at once."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Named:
@@ -116,13 +119,26 @@ def measure_segments(
     return tally
 
 
-def sum_tallies(tallies: Iterable[Mapping[str, Sequence[float]]]) -> Tally:
-    """One tally of many; of pictures and of sums alike."""
-    total: Tally = {}
-    for tally in tallies:
-        for name, entries in tally.items():
-            before = total.get(name, [0] * len(entries))
-            total[name] = [a + b for a, b in zip(before, entries, strict=True)]
+def sum_tallies(
+    tallies: Iterable[Mapping[str, Sequence[float]]], weights: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """One tally of many; of pictures and of sums alike.
+
+    Args:
+        tallies: N of them.
+        weights: float64 [R, N], how often each counts, whole numbers; None: once.
+
+    Returns:
+        By class name float64 [E], or [E, R].
+    """
+    listed = list(tallies)
+    weights = np.ones(len(listed)) if weights is None else weights
+    occurring = {name: entries for tally in listed for name, entries in tally.items()}
+    total = {}
+    for name, entries in sorted(occurring.items()):
+        absent = [0.0] * len(entries)
+        table = np.array([tally.get(name, absent) for tally in listed], np.float64)  # [N, E]
+        total[name] = (weights @ table).T  # exact in any order: to_grid
     return total
 
 
@@ -133,31 +149,48 @@ def split_kinds(tally: Tally, table: ClassTable) -> tuple[Tally, Tally]:
     return things, {name: entries for name, entries in tally.items() if not kinds[name]}
 
 
-def rate_pixels(tally: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Figures of a sum of :func:`measure_pixels`; NaN where nothing was seen."""
-    shared_px, _, true_px = np.sum([*tally.values(), [0, 0, 0]], axis=0)
+def rate_pixels(tally: Mapping[str, Entries]) -> dict[str, np.ndarray]:
+    """Figures of a sum of :func:`measure_pixels`; NaN where nothing was seen.
+
+    Args:
+        tally: by class name float [3], or [3, R] of R sums at once.
+
+    Returns:
+        float64 [] or [R] each.
+    """
+    shared_px, _, true_px = np.sum([*tally.values()], axis=0) if tally else np.zeros(3)
     classes = [entries for name, entries in tally.items() if name != NOTHING]
+    shared, predicted, true = _stack(classes, 3)
+    either = predicted + true
     return {
-        "class_miou": _average(s / (p + t - s) for s, p, t in classes if p + t),
-        "class_macc": _average(s / t for s, p, t in classes if t),
-        "pixel_accuracy": float(shared_px / true_px) if true_px else math.nan,
+        "class_miou": _average(shared / np.maximum(either - shared, 1), either > 0),
+        "class_macc": _average(shared / np.maximum(true, 1), true > 0),
+        "pixel_accuracy": np.where(true_px > 0, shared_px / np.maximum(true_px, 1), math.nan),
     }
 
 
 def rate_segments(
-    things: Mapping[str, Sequence[float]], stuff: Mapping[str, Sequence[float]]
-) -> dict[str, float]:
-    """Figures of a sum of :func:`measure_segments`, by kind; NaN where nothing was seen."""
+    things: Mapping[str, Entries], stuff: Mapping[str, Entries]
+) -> dict[str, np.ndarray]:
+    """Figures of a sum of :func:`measure_segments`, by kind; NaN where nothing was seen.
+
+    Args:
+        things, stuff: by class name float [4], or [4, R] of R sums at once.
+
+    Returns:
+        float64 [] or [R] each.
+    """
     groups = {"": [*things.values(), *stuff.values()]}
     groups |= {"_things": [*things.values()], "_stuff": [*stuff.values()]}
-    figures: dict[str, float] = {}
+    figures: dict[str, np.ndarray] = {}
     for suffix, rows in groups.items():
-        seen = [(iou, n, n + 0.5 * (false + missed)) for iou, n, false, missed in rows]
-        seen = [row for row in seen if row[2]]
+        iou_sum, found, false, missed = _stack(rows, 4)
+        segments = found + 0.5 * (false + missed)
+        seen, some = segments > 0, np.maximum(segments, 0.5)
         figures |= {
-            f"class_pq{suffix}": _average(iou / segments for iou, _, segments in seen),
-            f"class_sq{suffix}": _average(iou / max(n, 1) for iou, n, _ in seen),
-            f"class_rq{suffix}": _average(n / segments for _, n, segments in seen),
+            f"class_pq{suffix}": _average(iou_sum / some, seen),
+            f"class_sq{suffix}": _average(iou_sum / np.maximum(found, 1), seen),
+            f"class_rq{suffix}": _average(found / some, seen),
         }
     return figures
 
@@ -284,7 +317,15 @@ def _fuse_stuff(numbers: torch.Tensor, table: ClassTable) -> torch.Tensor:
     return numbers.new_tensor(fused)
 
 
-def _average(values: Iterable[float]) -> float:
-    """The same to the last bit in any order; NaN of none."""
-    listed = list(values)
-    return math.fsum(listed) / len(listed) if listed else math.nan
+def _stack(rows: Sequence[Entries], entries: int) -> np.ndarray:
+    """C classes of E entries, each float [E] or [E, R] -> float64 [E, C] or [E, C, R]."""
+    return np.stack([*rows], 1).astype(np.float64) if rows else np.zeros((entries, 0))
+
+
+def _average(values: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Mean of what was seen along the first axis, the same to the last bit in any order; NaN of
+    none."""
+    kept, counts = np.where(seen, values, 0.0), seen.sum(0)
+    sums = [math.fsum(column) for column in np.atleast_2d(kept.T).tolist()]
+    mean = np.reshape(sums, counts.shape) / np.maximum(counts, 1)
+    return np.where(counts > 0, mean, math.nan)

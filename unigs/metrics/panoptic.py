@@ -94,7 +94,7 @@ class PanopticEntityQuality(TallyMetric):
 
     @staticmethod
     def summarise(tally: torch.Tensor) -> dict[str, torch.Tensor]:
-        iou_sum, found, false, missed, boundary_sum, boundaries = tally
+        iou_sum, found, false, missed, boundary_sum, boundaries = tally.unbind(-1)
         segments = found + 0.5 * (false + missed)
         return {
             "pq": iou_sum / segments,

@@ -60,11 +60,11 @@ class EntityQuality(TallyMetric):
 
     @staticmethod
     def summarise(tally: torch.Tensor) -> dict[str, torch.Tensor]:
-        recall = tally[2:] / tally[1]
+        iou_sum, entities, *hits = tally.unbind(-1)
         return {
-            "miou": tally[0] / tally[1],
-            "recall": recall[0],
-            "recall_50_95": recall.mean(),
+            "miou": iou_sum / entities,
+            "recall": hits[0] / entities,
+            "recall_50_95": sum(hits) / (len(hits) * entities),
         }
 
 
@@ -98,8 +98,9 @@ class ReferringQuality(TallyMetric):
 
     @staticmethod
     def summarise(tally: torch.Tensor) -> dict[str, torch.Tensor]:
+        shared_px, union_px, iou_sum, pictures, no_target, empty = tally.unbind(-1)
         return {
-            "ciou": tally[0] / tally[1],
-            "giou": tally[2] / tally[3],
-            "no_target_accuracy": tally[5] / tally[4],
+            "ciou": shared_px / union_px,
+            "giou": iou_sum / pictures,
+            "no_target_accuracy": empty / no_target,
         }

@@ -41,7 +41,8 @@ class TallyMetric(Metric):
 
     @staticmethod
     def summarise(tally: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The figures of a sum of tallies; NaN where nothing was seen."""
+        """The figures of sums of tallies, float64 [..., entries] -> [...]; NaN where nothing was
+        seen."""
         raise NotImplementedError
 
     def update(
