@@ -36,6 +36,7 @@ from unigs.metrics.segmentation import EntityQuality
 from unigs.metrics.segmenter import load_segmenter
 from unigs.report import tell_half
 from unigs.systems.load import load_predictor
+from unigs.systems.predictor import Predictor
 from unigs.systems.sampling import Sampling
 from unigs.verbs.evaluate import Scenes
 
@@ -176,8 +177,15 @@ def choose_inputs(tasks: list[str]) -> Inputs:
 def score(
     pipeline: Path, out: Path, tasks: list[str], segmenter: str | None = None, **options: Any
 ) -> dict[str, Any]:
-    """Figures of one model on ``SAMPLES`` validation scenes of each task, all subsets aside."""
+    """Figures of one pipeline on ``SAMPLES`` validation scenes of each task, all subsets aside."""
     predictor = load_predictor(str(pipeline), out.name, sampling=Sampling(**options))
+    return judge(predictor, out, tasks, segmenter)
+
+
+def judge(
+    predictor: Predictor, out: Path, tasks: list[str], segmenter: str | None = None
+) -> dict[str, Any]:
+    """The same of any model."""
     judges = Judges(segmenter=load_segmenter(segmenter) if segmenter else None)
     results = evaluate(predictor, choose_inputs(tasks), out, judges)
     return {task: figures["all"] for task, figures in results["figures"].items()}
