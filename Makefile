@@ -1,6 +1,6 @@
 # `make` alone prints this list. Everything runs in .venv, which `make install` fills from the lock.
 .DEFAULT_GOAL := help
-.PHONY: help install lock quickstart benchmark ablations test test-slow lint types format shards clean
+.PHONY: help install lock quickstart scenes benchmark ablations siblings test test-slow lint types format shards clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -50,11 +50,13 @@ quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one 
 
 BENCH := runs/benchmark
 
-benchmark: install  ## draw, train, judge and score the benchmark's model (6 hours, 2 cores); resumes
+scenes: install  ## draw the benchmark's scenes and write their shards (15 minutes, 2 cores)
 	$(BIN)/unigs synthetic --out $(BENCH)/data --images 12000 --val_images 400 $(SCENES)
 	$(BIN)/unigs synthetic --out $(BENCH)/test --images 1 --val_images 1000 --held_out test $(SCENES)
 	$(BIN)/unigs shards $(call SETS,$(BENCH)/data) --out $(BENCH)/shards
 	$(BIN)/unigs shards $(call SETS,$(BENCH)/test) --out $(BENCH)/test-shards
+
+benchmark: scenes  ## train, judge and score the benchmark's model (6 hours, 2 cores); resumes
 	test -e $(BENCH)/base/model_index.json || $(BIN)/unigs base --preset small --out $(BENCH)/base
 	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark.yaml
 	$(BIN)/unigs export --checkpoint $(BENCH)/train/checkpoints/last.ckpt --out $(BENCH)/pipeline --half true
@@ -68,6 +70,21 @@ ablations: install  ## the benchmark's tables of what matters; after make benchm
 	$(BIN)/python tools/benchmark_joint.py sample
 	$(BIN)/python tools/benchmark_joint.py guidance
 	$(BIN)/python tools/benchmark_joint.py tables
+
+SIBLING = $(BIN)/unigs export --checkpoint runs/$(1)/checkpoints/last.ckpt --out runs/$(1)/model --half true
+
+siblings: scenes  ## train and score Pix2Seq-D and GSS on the same scenes (4 hours, 1 core); resumes
+	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/pix2seq-d-benchmark.yaml
+	$(call SIBLING,pix2seq-d-benchmark)
+	test -e runs/vq/vq/config.json || OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/vq.yaml
+	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/gss-benchmark.yaml
+	$(call SIBLING,gss-benchmark)
+	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/gss-benchmark.yaml --config configs/gss-ft-w.yaml
+	$(call SIBLING,gss-ft-w)
+	test -e $(BENCH)/judge/config.json || OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/judge.yaml
+	$(BIN)/python tools/benchmark_systems.py evaluate
+	$(BIN)/python tools/benchmark_systems.py sample
+	$(BIN)/python tools/benchmark_systems.py tables
 
 shards: install  ## your data -> shards: make shards COCO=... OPENIMAGES=... ENTITYSEG=... OUT=...
 	@test -n "$(OUT)" || { echo "usage: make shards [COCO=dir] [OPENIMAGES=dir] [ENTITYSEG=dir] OUT=dir"; exit 2; }

@@ -40,9 +40,9 @@ MODELS = {
     "truth": "oracle",
     "UperNet judge": "mask2former=runs/benchmark/judge",
     "UniGS, four tasks (ships)": "unigs/assets/pipeline",
-    "Pix2Seq-D": "unigs/assets/pix2seq-d",
-    "GSS-FF": "unigs/assets/gss",
-    "GSS-FT-W": "runs/gss-benchmark/ft-w",
+    "Pix2Seq-D": "runs/pix2seq-d-benchmark/model",
+    "GSS-FF": "runs/gss-benchmark/model",
+    "GSS-FT-W": "runs/gss-ft-w/model",
 }
 """Row of the table -> model of ``unigs evaluate``."""
 PIX2SEQ_D, GSS = "configs/pix2seq-d-benchmark.yaml", "configs/gss-benchmark.yaml"

@@ -3,6 +3,10 @@
 In: batches of any task, of whose label maps only the shapes are used. Out: a folder that
 ``systems.gss`` takes as ``posterior``. It sees each entity in the colour of a random class, so that
 all colours meet; colours of another palette it does not know.
+
+An autoencoder first learns colours with its latents as they are; then the codebook begins with
+latents that it has made, and all is quantised (delayed quantisation: Lancucki et al.,
+arXiv 2005.08520).
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import VQModel
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -24,6 +29,12 @@ from unigs.tasks import list_classes
 
 CODES, CHANNELS, LATENT = 512, (16, 32, 64), 16
 """Of the codebook; of the network, whose two halvings make blocks of 4 x 4 pixels; of a code."""
+
+TEMPERATURE = 0.1
+"""Squared distance, of pixels in -1..1, at which a colour is e times less likely to be read."""
+
+READING = 0.25
+"""Weight of how a maskige is read, beside its squared error of 1."""
 
 
 def build_vq() -> VQModel:
@@ -76,6 +87,22 @@ def crop_randomly(pixels: Tensor, side: int) -> Tensor:
     return pixels[..., rows, columns]
 
 
+def measure_reading(pixels: Tensor, classes: Tensor, palette: Tensor) -> Tensor:
+    """Cross entropy of reading each pixel's nearest colour, softly: a scalar.
+
+    The error of a pixel says how far it is from its colour; this says whether another is nearer,
+    which is all that reading a maskige asks.
+
+    Args:
+        pixels: float [B, 3, H, W], in -1..1 when right.
+        classes: int64 [B, H, W] below K, the colours that were painted.
+        palette: uint8 [K, 3].
+    """
+    colours = to_signed(palette).to(pixels.device)  # [K, 3]
+    away = (pixels[:, None] - colours[..., None, None]).square().sum(2)  # [B, K, H, W]
+    return F.cross_entropy(-away / TEMPERATURE, classes)
+
+
 class VQ(Learner):
     """Train a small ``VQModel``.
 
@@ -86,6 +113,7 @@ class VQ(Learner):
         enlarge: maskiges are larger than the pictures by this, as in GSS.
         crop_px: side of the part of each maskige that is learnt at a step; the network sees no
             further than some blocks, so parts teach it as much as wholes.
+        quantize_after: steps before the first that quantises.
         revive_every: steps after which codes that were not used since are revived; not in the
             last quarter, so that the codebook settles.
         out: folder to save to, half precision.
@@ -98,13 +126,15 @@ class VQ(Learner):
         colours: Colours = "farthest",
         enlarge: int = 2,
         crop_px: int = 64,
+        quantize_after: int = 600,
         revive_every: int = 50,
         out: str = "runs/vq/vq",
     ) -> None:
         super().__init__()
         self.keep_options(
             learning_rate=learning_rate, total_steps=total_steps, colours=colours,
-            enlarge=enlarge, crop_px=crop_px, revive_every=revive_every, out=out,
+            enlarge=enlarge, crop_px=crop_px, quantize_after=quantize_after,
+            revive_every=revive_every, out=out,
         )  # fmt: skip
         self.vq: Any = build_vq()
         self.vq.quantize.legacy = False  # else its beta falls on the wrong of its two terms
@@ -123,16 +153,24 @@ class VQ(Learner):
         self.palette = choose_painting(table, self.hp.colours).palette
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Absolute error of the maskige, and the codebook's own loss."""
-        target = to_signed(crop_randomly(self.paint(batch), self.hp.crop_px))
-        latents = self.vq.encode(target).latents
+        """Squared error of the maskige, how it is read, and the codebook's own loss."""
+        maskige = crop_randomly(self.paint(batch), self.hp.crop_px)
+        target, classes = to_signed(maskige), read_maskige(maskige, self.palette)
+        latents, codebook_loss = self.quantize(self.vq.encode(target).latents)
+        output = self.vq.decode(latents, force_not_quantize=True).sample
+        error, reading = F.mse_loss(output, target), measure_reading(output, classes, self.palette)
+        for name, value in (("error", error), ("reading", reading)):
+            self.log(f"train/{name}", value.detach(), prog_bar=True, batch_size=len(batch))
+        return error + READING * reading + codebook_loss
+
+    def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """float [B, C, h, w] as nearest codes, and the codebook's loss; at first neither."""
+        if self.global_step < self.hp.quantize_after:
+            return latents, latents.new_zeros(())
         self.revive(latents)
         quantized, codebook_loss, (_, _, codes) = self.vq.quantize(latents)
         self.used[codes.cpu()] = True
-        output = self.vq.decode(quantized, force_not_quantize=True).sample
-        error = (output - target).abs().mean()
-        self.log("train/error", error.detach(), prog_bar=True, batch_size=len(batch))
-        return error + codebook_loss
+        return quantized, codebook_loss
 
     def paint(self, batch: Batch) -> Tensor:
         """Enlarged maskiges of the batch's shapes, uint8 [B, 3, H e, W e]."""
@@ -142,7 +180,8 @@ class VQ(Learner):
 
     def revive(self, latents: Tensor) -> None:
         """At the first step and every so often: log the share of used codes, revive the others."""
-        if self.global_step % self.hp.revive_every or self.global_step > 0.75 * self.hp.total_steps:
+        since, settles = self.global_step - self.hp.quantize_after, 0.75 * self.hp.total_steps
+        if since % self.hp.revive_every or self.global_step > settles:
             return
         self.log("train/used", self.used.float().mean(), batch_size=len(latents))
         revive_codes(self.vq.quantize.embedding.weight, self.used, latents)
