@@ -19,6 +19,7 @@ from gss_parts import (
     make_trainer,
     make_vq,
 )  # fmt: skip
+from PIL import Image
 
 from unigs.codec.maskige import paint_maskige, read_maskige
 from unigs.evaluation.fingerprint import describe_predictor
@@ -44,6 +45,7 @@ from unigs.systems.load import load_predictor, load_system
 from unigs.systems.pixels import to_signed, to_uint8
 from unigs.systems.sampling import Sampling
 from unigs.tasks import UNKNOWN
+from unigs.verbs.sheet import render_sheet
 
 
 @pytest.fixture(scope="module")
@@ -280,6 +282,9 @@ def test_a_fit_of_both_stages_with_the_callbacks(shards, vq_folder, tmp_path):
     assert any(not torch.equal(averaged[name], live[name]) for name in live)
     assert all(torch.equal(loaded.trained.state_dict()[name], averaged[name]) for name in live)
     loaded.make_predictor().save(str(tmp_path / "ff"))
+    render_sheet(str(tmp_path / "ff"), [shards], str(tmp_path / "sheet.png"), per_task=2)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert (sheet.width // 128, sheet.height // 128) == (5, 2)
 
     reader = make_model(variant="FT-W", start_from=str(tmp_path / "ff"))
     trainer = fit(reader, shards, tmp_path / "second")

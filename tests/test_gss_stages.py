@@ -18,7 +18,7 @@ from gss_parts import (
 from unigs.recipes.maskige import Maskige
 from unigs.records import UnigsError
 from unigs.systems.gss.coder import Coder, load_coder, save_coder
-from unigs.systems.gss.module import encode_truth
+from unigs.systems.gss.module import encode_truth, measure_prior
 from unigs.systems.gss.painting import choose_painting, keep_colours
 from unigs.systems.gss.posterior import VQPosterior, load_posterior
 from unigs.systems.gss.predictor import load_stages
@@ -26,6 +26,7 @@ from unigs.systems.gss.readers import ConvReader
 from unigs.systems.load import load_predictor, load_system
 from unigs.systems.noise import draw_gumbel
 from unigs.systems.pixels import to_signed
+from unigs.tasks import UNKNOWN
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,21 @@ def test_a_ceiling_is_what_true_codes_are_read_as(reader):
     codes, _ = encode_truth(stages, classes, classes, (16, 16))
     seen = stages.read(codes, torch.ones(2, 16, 16), (16, 16))
     assert torch.equal(stages.reconstruct(classes, 2), seen.classes)
+
+
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_without_the_head_unknown_pixels_are_background(auxiliary):
+    stages = make_stages().train()
+    if not auxiliary:
+        stages.prior.auxiliary = None
+    image = torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8)
+    classes = torch.randint(3, (1, 16, 16))
+    classes[..., ::2] = UNKNOWN
+    filled = classes.masked_fill(classes == UNKNOWN, len(TABLE))
+    with torch.no_grad():
+        losses, whole = (measure_prior(stages, image, maps) for maps in (classes, filled))
+    assert losses.keys() == ({"codes", "pixels"} if auxiliary else {"codes"})
+    assert torch.equal(losses["codes"], whole["codes"]) != auxiliary
 
 
 # --- the recipe ---

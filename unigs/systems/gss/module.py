@@ -186,7 +186,7 @@ class GSS(System):
         """A new prior before the first stage."""
         coder = self.read_coder()
         encoder = Encoder(self.backbone, self.download)
-        classes = len(coder.painting.colours)
+        classes = len(coder.painting.colours) if self.told.auxiliary else None
         return Stages(MaskigePrior(self.told, encoder, coder.posterior.size, classes), coder)
 
     def build_reader(self) -> Stages:
@@ -232,10 +232,10 @@ def hash_weights(folder: str) -> str:
 
 
 def measure_prior(stages: Stages, image: Tensor, classes: Tensor) -> dict[str, Tensor]:
-    """Losses of the prior: codes of the painted truth, and pixels of the auxiliary head.
+    """Losses of the prior: codes of the painted truth, and pixels of the auxiliary head, if any.
 
     Args:
-        stages: with an auxiliary head.
+        stages: in training.
         image: uint8 [B, 3, H, W].
         classes: int64 [B, H, W] in 0..K, or ``UNKNOWN``.
 
@@ -244,11 +244,13 @@ def measure_prior(stages: Stages, image: Tensor, classes: Tensor) -> dict[str, T
     """
     prior = stages.prior
     features = prior.look(image)
-    guess = prior.guess(features, classes.shape[-2:])
-    pixels = measure_pixels(guess, classes)
-    codes, known = encode_truth(stages, classes, guess.detach().argmax(1), features.shape[-2:])
+    losses, fill = {}, torch.full_like(classes, len(stages.painting.table))
+    if prior.auxiliary is not None:
+        guess = prior.guess(features, classes.shape[-2:])
+        losses["pixels"], fill = measure_pixels(guess, classes), guess.detach().argmax(1)
+    codes, known = encode_truth(stages, classes, fill, features.shape[-2:])
     wrong = cross_entropy(prior.predict(features).float(), codes, reduction="none")
-    return {"codes": average_known(wrong, known), "pixels": pixels}
+    return {"codes": average_known(wrong, known), **losses}
 
 
 def encode_truth(

@@ -29,6 +29,8 @@ class Prior:
         window: cells along a side of a window.
         multi_level: use all four levels of the backbone; False: the last alone.
         stride: pixels of the picture per code (paper: 4).
+        auxiliary: a light head guesses the classes of unknown pixels; False: they are painted as
+            background.
     """
 
     dim: int = 512
@@ -37,6 +39,7 @@ class Prior:
     window: int = 7
     multi_level: bool = True
     stride: int = 4
+    auxiliary: bool = True
 
 
 class MaskigePrior(nn.Module):
