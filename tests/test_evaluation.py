@@ -36,7 +36,7 @@ from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.joint.predictor import JointPredictor
 from unigs.systems.sampling import Sampling
 from unigs.tasks import TaskOptions, list_classes, speak_category
-from unigs.verbs.evaluate import evaluate_models
+from unigs.verbs.evaluate import evaluate_models, name_model
 
 PALETTE = Palette(cells=5)
 ONE_STEP = Sampling(num_inference_steps=1, guidance_scale=1.0, entity_guidance_scale=1.0)
@@ -397,6 +397,18 @@ def test_results_of_another_oracle_are_refused(data, tmp_path, pipeline):
 def test_two_models_of_one_name_are_refused_before_any_is_read(tmp_path, models):
     with pytest.raises(UnigsError, match="different names"):
         evaluate_models(models, [str(tmp_path / "nowhere")], str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("runs/gss/ff", "ff"),
+        ("runs/pix2seq-d/model", "pix2seq-d"),
+        ("runs/joint/pipeline", "joint"),
+    ],
+)
+def test_a_folder_called_model_or_pipeline_is_named_by_its_run(folder, name):
+    assert name_model(folder) == name
 
 
 @pytest.mark.parametrize("row", [b'{"index": 3, "ta', b"[]", b"null", b"{}", b"[" * 100_000])

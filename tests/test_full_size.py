@@ -1,4 +1,6 @@
-"""The published recipe at its true size, with random weights: minutes, and 16 GB of memory."""
+"""The published recipes at their true sizes: the joint model with random weights (minutes, 16 GB of
+memory), the siblings as shapes.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,21 @@ import resource
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from torch.nn.functional import cross_entropy
+from transformers import FlavaImageCodebook, FlavaImageCodebookConfig, ResNetConfig, SwinConfig
 
+from unigs.codec.analog_bits import BitCode
 from unigs.recipes.bases import make_base
 from unigs.shards import write_shards
 from unigs.synthetic import write_datasets
+from unigs.systems.backbone import STAGES, Backbone, Encoder
+from unigs.systems.gss.dalle import DallePosterior, Decoder
+from unigs.systems.gss.module import measure_pixels
+from unigs.systems.gss.prior import MaskigePrior, Prior
+from unigs.systems.pix2seq_d.network import BitDenoiser, Network
+from unigs.systems.pix2seq_d.objective import Objective, Truth, count_outputs, measure_error
 from unigs.verbs.fit import make_cli
 
 JOINT = Path(__file__).parents[1] / "configs" / "joint.yaml"
@@ -46,3 +59,81 @@ def test_one_optimiser_step_of_the_full_joint_model(tmp_path, monkeypatch):
     assert 0 < loss < 10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"loss {loss:.3f}, peak memory {peak:.1f} GiB")
+
+
+# --- the siblings, as shapes alone: tensors on the meta device hold no numbers ---
+
+COCO_CLASSES, PICTURES = 133, 2
+
+
+def build_meta(kind, *parts, **options):
+    with torch.device("meta"):
+        return kind(*parts, **options)
+
+
+def count_millions(module) -> float:
+    return round(sum(weight.numel() for weight in module.parameters()) / 1e6, 1)
+
+
+def read_config(name):
+    """A system's arguments in a config, and the side of its pictures."""
+    config = yaml.safe_load((JOINT.parent / name).read_text())
+    return config["model"]["init_args"], config["data"]["init_args"]["tasks"]["resolution_px"]
+
+
+def meta_pictures(side):
+    return torch.zeros(PICTURES, 3, side, side, dtype=torch.uint8, device="meta")
+
+
+def test_the_shapes_of_gss_at_its_published_size():
+    """Swin-L and DALL-E's posterior."""
+    model, side = read_config("gss.yaml")
+    told = Prior(**model["prior"])
+    swin = SwinConfig(
+        embed_dim=192, depths=[2, 2, 18, 2], num_heads=[6, 12, 24, 48], window_size=12,
+        image_size=384, out_features=list(STAGES),
+    )  # fmt: skip
+    encoder = build_meta(Encoder, Backbone(**model["backbone"]), config=swin.to_dict())
+    seeing = build_meta(FlavaImageCodebook, FlavaImageCodebookConfig())
+    posterior = DallePosterior(seeing, build_meta(Decoder, 8192, 128, 256, 2))
+    classes = COCO_CLASSES + 1
+    prior = build_meta(MaskigePrior, told, encoder, posterior.size, classes)
+    assert count_millions(encoder) == pytest.approx(195.2, abs=0.3)
+    assert (count_millions(seeing), count_millions(posterior.decoder)) == (53.8, 43.8)
+
+    grid = side // told.stride
+    assert grid == 128
+    features = prior.look(meta_pictures(side))
+    codes = posterior.codes(meta_pictures(grid * posterior.stride))
+    assert codes.shape == (PICTURES, grid, grid)
+    logits = prior.predict(features)
+    assert logits.shape == (PICTURES, 8192, grid, grid)
+    assert cross_entropy(logits, codes, reduction="none").shape == codes.shape
+    truth = torch.zeros(PICTURES, side, side, dtype=torch.int64, device="meta")
+    assert measure_pixels(prior.guess(features, (side, side)), truth).shape == (PICTURES,)
+    assert posterior.decode(codes).shape == (PICTURES, 3, 2 * side, 2 * side)
+
+
+def test_the_shapes_of_pix2seq_d_at_its_published_size():
+    """ResNet-50, 12 layers of 512, a decoder of 128 channels, 16 bits on half the picture."""
+    model, side = read_config("pix2seq-d.yaml")
+    backbone = Backbone(**model["network"].pop("backbone"))
+    told, code = Network(backbone, **model["network"]), BitCode(**model["code"])
+    loss = Objective(**model["objective"]).loss
+    resnet = ResNetConfig(out_features=list(STAGES)).to_dict()  # its defaults are the 50
+    network = build_meta(BitDenoiser, told, code, count_outputs(loss, code), config=resnet)
+    assert count_millions(network.encoder.look) == pytest.approx(23.5, abs=0.1)
+    assert count_millions(network.encoder.layers) == pytest.approx(12 * 3.15, abs=0.1)
+
+    grid = (side // told.divisor,) * 2
+    features, tokens = network.encode(meta_pictures(side))
+    assert features.shape == (PICTURES, 256, *grid)
+    assert tokens.shape == (PICTURES, (side // 32) ** 2, 512)
+    maps = torch.zeros(PICTURES, *grid, dtype=torch.int64, device="meta")
+    bits = torch.zeros(PICTURES, code.channels, *grid, device="meta")
+    gamma = torch.zeros(PICTURES, device="meta")
+    output = network.denoise(bits, gamma, features, tokens)
+    assert output.shape == (PICTURES, 512, *grid)
+    truth = Truth(maps, maps, maps == 0)
+    error = measure_error(loss, output, truth, (bits, bits), code)
+    assert error.shape == maps.shape

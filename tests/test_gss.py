@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-import lightning as L
 import pytest
 import torch
 from builders import build_data
-from diffusers import VQModel
+from gss_parts import (
+    BALL,
+    CAT,
+    NONE,
+    SKY,
+    TABLE,
+    fit,
+    make_batch,
+    make_data,
+    make_model,
+    make_stages,
+    make_trainer,
+    make_vq,
+)  # fmt: skip
+from PIL import Image
 
-from unigs.callbacks import EMA, Evaluation, SampledValidation
 from unigs.codec.maskige import paint_maskige, read_maskige
 from unigs.evaluation.fingerprint import describe_predictor
 from unigs.recipes.vq import VQ, crop_randomly, paint_randomly, revive_codes
-from unigs.records import Batch, UnigsError
+from unigs.records import UnigsError
 from unigs.systems import GSS
 from unigs.systems.backbone import Backbone, Encoder
 from unigs.systems.gss.module import encode_truth, measure_prior, measure_reader
@@ -24,47 +36,16 @@ from unigs.systems.gss.painting import (
     find_known,
     number_pixels,
 )
-from unigs.systems.gss.posterior import Posterior, load_posterior
+from unigs.systems.gss.posterior import VQPosterior, load_posterior
 from unigs.systems.gss.predictor import GSSPredictor, load_stages, name_regions
-from unigs.systems.gss.prior import MaskigePrior, Prior, Reader
-from unigs.systems.gss.stages import Seen, Stages
+from unigs.systems.gss.prior import MaskigePrior, Prior
+from unigs.systems.gss.stages import Seen
 from unigs.systems.gss.windows import Windows
 from unigs.systems.load import load_predictor, load_system
 from unigs.systems.pixels import to_signed, to_uint8
 from unigs.systems.sampling import Sampling
-from unigs.systems.system import Optimizer
-from unigs.tasks import UNKNOWN, ClassTable, TaskOptions
-
-TABLE = ClassTable(("ball", "cat", "sky"), (True, True, False))
-BALL, CAT, SKY, NONE = range(4)
-SMALL = Prior(dim=8, blocks=2, heads=2, window=3, stride=4)
-
-
-def make_vq() -> VQModel:
-    return VQModel(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 4), latent_channels=4, num_vq_embeddings=16, norm_num_groups=2,
-        mid_block_add_attention=False,
-    )  # fmt: skip
-
-
-def make_stages(table=TABLE, reader=False) -> Stages:
-    torch.manual_seed(0)
-    painting = choose_painting(table, "farthest")
-    count = len(painting.colours)
-    prior = MaskigePrior(SMALL, Encoder(Backbone(width=4)), 16, count)
-    return Stages(prior, Posterior(make_vq()), painting, Reader(count) if reader else None)
-
-
-def make_batch(labels, names, ignored=None, task=3) -> Batch:
-    count, height, width = labels.shape
-    return Batch(
-        keys=["a"] * count, prompts=[""] * count, asked=[()] * count, names=names, seed=0,
-        index=torch.arange(count), task=torch.full((count,), task),
-        image=torch.randint(256, (count, 3, height, width), dtype=torch.uint8), labels=labels,
-        ignored=torch.zeros_like(labels, dtype=torch.bool) if ignored is None else ignored,
-        coarse_mask=torch.zeros(count, 1, height, width, dtype=torch.bool),
-    )  # fmt: skip
+from unigs.tasks import UNKNOWN
+from unigs.verbs.sheet import render_sheet
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +125,7 @@ def test_a_painting_survives_json_and_damage_is_named():
 
 
 def test_codes_decode_to_maskiges_of_their_size_and_never_change_the_posterior():
-    posterior = Posterior(make_vq()).train()
+    posterior = VQPosterior(make_vq()).train()
     assert not posterior.training
     assert not posterior.vq.training
     assert not any(weight.requires_grad for weight in posterior.parameters())
@@ -158,7 +139,7 @@ def test_codes_decode_to_maskiges_of_their_size_and_never_change_the_posterior()
 
 
 def test_the_posterior_is_the_stock_models_own_way_through():
-    posterior = Posterior(make_vq())
+    posterior = VQPosterior(make_vq())
     maskige = torch.randint(256, (1, 3, 8, 8), dtype=torch.uint8)
     with torch.no_grad():
         own = to_uint8(posterior.vq(to_signed(maskige)).sample)
@@ -282,33 +263,6 @@ def test_a_saved_folder_predicts_the_same(tmp_path, reader, half):
 # --- the system ---
 
 
-def make_data(shards, **options):
-    return build_data(
-        shards, tasks=TaskOptions(32), task_ratios={"entity": 1.0}, global_batch_size=2,
-        steps_per_epoch=2, num_workers=0, samples_per_task=2, batch_size=2, **options,
-    )  # fmt: skip
-
-
-def make_model(**options) -> GSS:
-    torch.manual_seed(0)
-    return GSS(prior=SMALL, backbone=Backbone(width=4), optimizer=Optimizer(1e-3, 1), **options)
-
-
-def make_trainer(folder, *callbacks, steps=2) -> L.Trainer:
-    return L.Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False,
-        enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0,
-        use_distributed_sampler=False, default_root_dir=folder, callbacks=list(callbacks),
-    )  # fmt: skip
-
-
-def fit(model, shards, folder) -> L.Trainer:
-    evaluation = Evaluation(out=str(folder / "evaluation"), samples_per_task=2)
-    trainer = make_trainer(folder, EMA(0.9), SampledValidation(), evaluation)
-    trainer.fit(model, make_data(shards))
-    return trainer
-
-
 def test_a_fit_of_both_stages_with_the_callbacks(shards, vq_folder, tmp_path):
     """FF is trained, validated, tested, saved, exported; FT-W goes on from it."""
     model = make_model(posterior=vq_folder)
@@ -328,6 +282,9 @@ def test_a_fit_of_both_stages_with_the_callbacks(shards, vq_folder, tmp_path):
     assert any(not torch.equal(averaged[name], live[name]) for name in live)
     assert all(torch.equal(loaded.trained.state_dict()[name], averaged[name]) for name in live)
     loaded.make_predictor().save(str(tmp_path / "ff"))
+    render_sheet(str(tmp_path / "ff"), [shards], str(tmp_path / "sheet.png"), per_task=2)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert (sheet.width // 128, sheet.height // 128) == (5, 2)
 
     reader = make_model(variant="FT-W", start_from=str(tmp_path / "ff"))
     trainer = fit(reader, shards, tmp_path / "second")

@@ -12,6 +12,7 @@ import torch
 from builders import build_data
 from diffusers import DDIMScheduler
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from unigs.callbacks import EMA, Evaluation, SampledValidation
@@ -44,6 +45,7 @@ from unigs.systems.system import Optimizer
 from unigs.tasks import TaskOptions
 from unigs.tasks.classes import UNKNOWN, ClassTable, list_classes, paint_classes
 from unigs.verbs.sample import open_predictor
+from unigs.verbs.sheet import render_sheet
 
 CODE = BitCode(5, 4, 0.1)
 TINY = Network(
@@ -433,6 +435,9 @@ def test_a_folder_gives_the_same_prediction(shards, tmp_path, unconditional):
     assert torch.equal(mine.colormap, theirs.colormap)
     assert (mine.scores, mine.names) == (theirs.scores, theirs.names)
     assert again.decode_again(batch, theirs, "bits") is theirs
+    render_sheet(str(tmp_path / "out"), [shards], str(tmp_path / "sheet.png"), per_task=2)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert (sheet.width // 128, sheet.height // 128) == (5, 2)
     predictor.save(str(tmp_path / "out"), half=True)
     assert load_predictor(str(tmp_path / "out"))(batch).labels.shape == mine.labels.shape
 

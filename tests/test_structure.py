@@ -87,7 +87,8 @@ def test_trainer_and_evaluation_know_systems_and_none_of_their_kinds():
         for path in MODULES
         if "unigs.systems.gss" in path.read_text() and path.parent != ROOT / "systems" / "gss"
     }
-    assert know == {"systems/__init__.py", "systems/load.py", "recipes/vq.py"}
+    makers = {"recipes/maskige.py", "recipes/vq.py"}
+    assert know == {"systems/__init__.py", "systems/load.py", *makers}
 
 
 def test_only_the_loaders_know_the_room_of_pix2seq_d():

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from unigs.records import UnigsError
 from unigs.synthetic import draw_scene, scene_seed, write_datasets
 from unigs.synthetic.polygons import bounding_box, encode_polygons, encode_rle, encode_runs
-from unigs.synthetic.scenes import MIN_VISIBLE, THING_IDS, _Canvas
+from unigs.synthetic.scenes import MIN_VISIBLE, THING_IDS, _Canvas, shift_hue
 from unigs.synthetic.shapes import SHAPES
 
 masks = hnp.arrays(bool, st.tuples(st.integers(1, 20), st.integers(1, 20))).filter(np.any)
@@ -158,6 +158,33 @@ def test_held_out_test_scenes_are_others_and_limits_are_kept(tmp_path):
         kinds = [s["category_id"] >= 101 for s in row["segments_info"] if not s["iscrowd"]]
         assert kinds.count(True) == 2
         assert 1 <= kinds.count(False) <= 2
+
+
+def test_a_shifted_copy_has_the_same_masks_in_other_colours(tmp_path):
+    small = {"images": 1, "val_images": 3, "size_px": 48}
+    write_datasets(tmp_path / "plain", **small)
+    write_datasets(tmp_path / "shifted", colour_shift=90.0, **small)
+    plain, shifted = (read_tree(tmp_path / name) for name in ("plain", "shifted"))
+    assert plain.keys() == shifted.keys()
+    assert "colour_shift" not in json.loads(plain["synthetic.json"])
+    differ = {name for name in plain if plain[name] != shifted[name]}
+    assert {name.rpartition(".")[2] for name in differ} == {"jpg", "png", "json"}
+    assert {name for name in differ if name.endswith("json")} == {"synthetic.json"}
+    assert not [name for name in differ if "mask" in name or "panoptic" in name]
+    with pytest.raises(UnigsError, match="came one drawn with"):
+        write_datasets(tmp_path / "plain", colour_shift=90.0, **small)
+
+
+def test_a_shift_of_hues_is_a_turn_around_grey():
+    image = np.random.default_rng(0).integers(64, 192, (5, 5, 3)).astype(np.uint8)
+    turned = shift_hue(image, 120)
+    np.testing.assert_array_equal(turned, image[..., [2, 0, 1]])
+    once = shift_hue(image, 40).astype(int)
+    assert np.abs(once.sum(2) - image.sum(2)).max() <= 2  # as bright
+    back = shift_hue(once.astype(np.uint8), -40).astype(int)
+    assert np.median(np.abs(back - image)) <= 1
+    grey = np.full((2, 2, 3), 77, np.uint8)
+    np.testing.assert_array_equal(shift_hue(grey, 73), grey)
 
 
 def test_nonsense_options_are_refused(tmp_path):

@@ -133,6 +133,20 @@ def test_unlabelled_pixels_are_unknown_for_entity_segmentation_only(scene):
     assert not sample(known, "entity").ignored[-3:].any()
 
 
+def test_hidden_labels_are_a_share_of_the_pixels_drawn_by_index_and_never_in_evaluation(scene):
+    plain = sample(scene, "entity", 3)
+    hidden = sample(scene, "entity", 3, unlabelled_share=0.15)
+    np.testing.assert_array_equal(hidden.labels, plain.labels)
+    np.testing.assert_array_equal(hidden.image, plain.image)
+    assert (hidden.ignored >= plain.ignored).all()
+    assert hidden.ignored[~plain.ignored].mean() == pytest.approx(0.15, abs=0.02)
+    again, other = (sample(scene, "entity", k, unlabelled_share=0.15) for k in (3, 4))
+    np.testing.assert_array_equal(again.ignored, hidden.ignored)
+    both = ~plain.ignored & ~sample(scene, "entity", 4).ignored
+    assert (other.ignored != hidden.ignored)[both].any()
+    assert TaskOptions(unlabelled_share=0.15).for_evaluation().unlabelled_share == 0
+
+
 def test_negatives_leave_the_target_and_name_something_absent(scene):
     for index in range(20):
         one = sample(scene, "referring", index, negative_probability=1.0)

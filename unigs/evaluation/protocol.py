@@ -70,7 +70,7 @@ def _describe_options(data: UniGSData) -> dict[str, Any]:
     """How samples are made; a square number of painted entities by its root, as protocols do."""
     options = asdict(data.tasks.for_evaluation())
     most, root = data.max_painted, math.isqrt(data.max_painted)
-    del options["max_painted"]
+    del options["max_painted"], options["unlabelled_share"]  # the latter is none here
     return options | ({"palette_cells": root} if root**2 == most else {"max_painted": most})
 
 

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,7 @@ from unigs.images import encode_image
 from unigs.records import Entity, UnigsError
 from unigs.seeds import derive_seed
 from unigs.synthetic.polygons import bounding_box, encode_polygons, encode_rle, encode_runs
-from unigs.synthetic.scenes import STUFF_IDS, THING_IDS, Scene, draw_scene, scene_seed
+from unigs.synthetic.scenes import STUFF_IDS, THING_IDS, Scene, draw_scene, scene_seed, shift_hue
 
 LICENCE = "CC0-1.0, drawn by UniGS"
 CROWD_SHARE = 0.2
@@ -48,6 +48,12 @@ class Options:
     max_stuff: int = 4
     min_radius: float = 0.055
     held_out: str = "val"
+    colour_shift: float = 0.0
+
+    def to_json(self) -> str:
+        """What lies beside the data; without a shift as before there was one."""
+        known = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps({k: v for k, v in known.items() if k != "colour_shift" or v})
 
 
 def write_datasets(
@@ -60,6 +66,7 @@ def write_datasets(
     max_stuff: int = 4,
     min_radius: float = 0.055,
     held_out: Literal["val", "test"] = "val",
+    colour_shift: float = 0.0,
 ) -> None:
     """Draw three small data sets with known masks in the layouts of COCO, Open Images, EntitySeg.
 
@@ -76,19 +83,21 @@ def write_datasets(
         min_radius: of a shape, as a part of the shorter side; the largest has six times it.
         held_out: whose seeds the validation pictures are drawn from. A test set is written under
             the validation names too, in a folder of its own: the layouts know no other.
+        colour_shift: degrees by which all hues are turned, of the same scenes.
 
     Raises:
         UnigsError: counts below 1, or a folder drawn with other options.
     """
     options = Options(
-        images, val_images, size_px, seed, max_things, max_stuff, min_radius, held_out
-    )
+        images, val_images, size_px, seed, max_things, max_stuff, min_radius, held_out,
+        colour_shift,
+    )  # fmt: skip
     if min(images, val_images) < 1 or max(images, val_images) > SCENES_PER_SET or size_px < 32:
         raise UnigsError(
             f"expected pictures and a size of at least 32 px, came {options}, at {out}"
         )
     out = Path(out)
-    text = json.dumps({name: getattr(options, name) for name in Options.__slots__})
+    text = options.to_json()
     marker = out / "synthetic.json"
     if marker.exists():
         if marker.read_text() == text:
@@ -114,7 +123,7 @@ def draw_known(options: Options, data_set: str, split: str, index: int) -> Scene
     short = options.size_px * 3 // 4
     sides = ((options.size_px, options.size_px), (short, options.size_px), (options.size_px, short))
     size = sides[derive_seed(at, 0, "aspect") % 3]
-    return draw_scene(
+    scene = draw_scene(
         at,
         size,
         max_things=options.max_things,
@@ -122,6 +131,8 @@ def draw_known(options: Options, data_set: str, split: str, index: int) -> Scene
         min_radius=options.min_radius,
         crowd_share=CROWD_SHARE if data_set == "coco" else 0.0,
     )
+    shifted = shift_hue(scene.image, options.colour_shift) if options.colour_shift else scene.image
+    return replace(scene, image=shifted)
 
 
 def _draw_split(

@@ -93,6 +93,22 @@ def draw_scene(
     return Scene(canvas.expose(), canvas.labels, tuple(canvas.entities))
 
 
+def shift_hue(image: np.ndarray, degrees: float) -> np.ndarray:
+    """Turn all colours around the grey axis; greys stay, and what leaves the cube is cut.
+
+    Args:
+        image: uint8 [H, W, 3].
+        degrees: 120 makes red green, green blue, and blue red.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    angle = np.deg2rad(degrees)
+    even, odd = (1 - np.cos(angle)) / 3, np.sin(angle) / np.sqrt(3)
+    turn = np.cos(angle) * np.eye(3) + even + odd * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
+    return np.clip(np.rint(image @ turn.T), 0, 255).astype(np.uint8)
+
+
 class _Canvas:
     """A picture being painted: colours, labels, and the area each label had when painted."""
 

@@ -13,12 +13,22 @@ def draw_noise(
     seed: int, indices: Sequence[int], shape: Sequence[int], purpose: str
 ) -> torch.Tensor:
     """Standard normal float32 [B, *shape] on the CPU, one keyed generator per sample."""
+    keyed = key_generators(seed, indices, purpose)
+    return torch.stack([torch.randn(tuple(shape), generator=one) for one in keyed])
 
-    def one(index: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(derive_seed(seed, int(index), purpose))
-        return torch.randn(tuple(shape), generator=generator)
 
-    return torch.stack([one(index) for index in indices])
+def draw_gumbel(
+    seed: int, indices: Sequence[int], shape: Sequence[int], purpose: str
+) -> torch.Tensor:
+    """Standard Gumbel float32 [B, *shape] on the CPU, keyed like the noise."""
+    keyed = key_generators(seed, indices, purpose)
+    return -torch.stack([torch.empty(tuple(shape)).exponential_(generator=g) for g in keyed]).log()
+
+
+def key_generators(seed: int, indices: Sequence[int], purpose: str) -> list[torch.Generator]:
+    """One generator per sample."""
+    seeds = [derive_seed(seed, int(index), purpose) for index in indices]
+    return [torch.Generator().manual_seed(one) for one in seeds]
 
 
 def draw_timesteps(seed: int, indices: Sequence[int], steps: int) -> torch.Tensor:

@@ -34,6 +34,8 @@ class TaskOptions:
         min_area: entities under this part of the square are not drawn.
         max_painted: at most this many entities are painted, the largest; the others' pixels are
             unknown. None: as many as the palette of the system that is trained can tell apart.
+        unlabelled_share: pixels whose truth is hidden, drawn one by one, as an ablation of what
+            fills or leaves out such pixels; none are hidden in evaluation.
     """
 
     resolution_px: int = 512
@@ -44,10 +46,12 @@ class TaskOptions:
     text_dropout: float = 0.1
     min_area: float = 1 / 1024
     max_painted: int | None = None
+    unlabelled_share: float = 0.0
 
     def for_evaluation(self) -> TaskOptions:
-        """The same without dropout and with at most 3 entities (Sec. 4)."""
-        return replace(self, text_dropout=0.0, max_entities=min(3, self.max_entities))
+        """The same with every label, without dropout, with at most 3 entities (Sec. 4)."""
+        most = min(3, self.max_entities)
+        return replace(self, text_dropout=0.0, unlabelled_share=0.0, max_entities=most)
 
 
 class UnusableSample(UnigsError):
@@ -180,6 +184,8 @@ def make_sample(
     for spare in drawn[room:]:  # more than can be painted: unknown, not background
         ignored |= labels == spare.label
     drawn = drawn[:room]
+    if options.unlabelled_share:
+        ignored |= draw("unlabelled").random(ignored.shape) < options.unlabelled_share
     if not recipe.draws and not drawn:
         raise UnusableSample(
             f"expected an entity, found none in {annotated.source}/{annotated.key}"

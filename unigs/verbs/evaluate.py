@@ -22,6 +22,9 @@ from unigs.systems.predictor import Predictor
 from unigs.systems.sampling import HOUSE, Sampling
 from unigs.tasks import TaskOptions
 
+NAMELESS = ("pipeline", "model")
+"""Folders that many runs have, so that their names tell no model from another."""
+
 
 @dataclass(frozen=True)
 class Scenes:
@@ -104,10 +107,13 @@ def evaluate_models(
 
 
 def name_model(model: str, sampling: Sampling = Sampling()) -> str:  # noqa: B008
-    """What a model of the command line is called in tables and folders."""
+    """What a model of the command line is called in tables and folders.
+
+    Its folder's name; of one whose name says only that it is a model, that of the run around it.
+    """
     kind, equals, _ = model.partition("=")
     folder = Path(model).resolve()
-    name = folder.parent.name if folder.name == "pipeline" else folder.name
+    name = folder.parent.name if folder.name in NAMELESS else folder.name
     if equals or kind in ("oracle", "floor-empty", "floor-random"):
         name = kind
     decoded = not name.startswith(("floor", "sd-", "mask2former"))

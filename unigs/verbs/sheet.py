@@ -1,4 +1,4 @@
-"""``unigs sheet``: every task on a few validation pictures, as one picture to look at."""
+"""``unigs sheet``: a model's tasks on a few validation pictures, as one picture to look at."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def render_sheet(
     scenes: Scenes | None = None,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
 ) -> None:
-    """Sample every task on a few validation pictures and save one PNG.
+    """Sample every task of a model on a few validation pictures and save one PNG.
 
     Args:
-        pipeline: folder that ``unigs export`` wrote.
+        pipeline: folder that ``unigs export`` wrote, of any system.
         shards: folders that ``unigs shards`` wrote.
         out: the PNG to write.
         per_task: rows per task.
-        scenes: which pictures; default: of the size that the model was trained on.
+        scenes: which pictures; default: for the model's tasks, of the size it was trained on.
         sampling: what to do in another way than the model remembers.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = load_predictor(pipeline, device=device, sampling=sampling)
-    scenes = scenes or Scenes(resolution_px=predictor.side_px)
+    scenes = scenes or Scenes(predictor.tasks, resolution_px=predictor.side_px)
     scenes = replace(scenes, samples_per_task=per_task, batch_size=per_task, num_workers=0)
     loader = InputLoader(Inputs(*scenes.open(shards)), predictor.tasks)
     rows = []

@@ -1,8 +1,8 @@
 """GSS as a ``System``: the codes of a painted class map, predicted from the picture.
 
 What a step does: number the pixels' classes, fill the unknown ones with the auxiliary head's guess,
-paint, encode by the frozen posterior, and ask the prior for those codes. FT-W then trains a learnt
-inverse of the painting behind a frozen FF stage.
+paint, encode by the frozen posterior, and ask the prior for those codes. FT, TF and TT do so with
+what ``recipes.Maskige`` learnt of painting and reading; FT-W learns to read behind a frozen stage.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from unigs.codec.maskige import paint_maskige
 from unigs.files import hash_file
 from unigs.records import Batch, UnigsError
 from unigs.systems.backbone import Backbone, Encoder
+from unigs.systems.gss.coder import Coder, load_coder
 from unigs.systems.gss.painting import (
     Painting,
     average_known,
@@ -29,27 +29,32 @@ from unigs.systems.gss.painting import (
 )
 from unigs.systems.gss.posterior import load_posterior
 from unigs.systems.gss.predictor import GSSPredictor, load_stages
-from unigs.systems.gss.prior import MaskigePrior, Prior, Reader
+from unigs.systems.gss.prior import MaskigePrior, Prior
+from unigs.systems.gss.readers import WindowReader
 from unigs.systems.gss.stages import Stages
-from unigs.systems.pixels import resize_labels
+from unigs.systems.pixels import resize_labels, to_signed
 from unigs.systems.sampling import Sampling
 from unigs.systems.system import Optimizer, System
 from unigs.tasks import UNKNOWN, ClassTable, list_classes
 
-Variant = Literal["FF", "FF-R", "FT-W"]
+Variant = Literal["FF", "FF-R", "FT", "TF", "TT", "FT-W"]
+FREE = ("FF", "FF-R")
+"""Variants that learn nothing but the prior, and so begin from a posterior and no earlier stage."""
 
 
 class GSS(System):
     """Generative semantic segmentation.
 
     Args:
-        posterior: folder of a diffusers ``VQModel``; of FF and FF-R.
-        variant: FF paints by colours far apart and reads the nearest; FF-R by random colours; FT-W
-            learns to read, behind a frozen FF stage.
+        posterior: folder of a diffusers ``VQModel``, or of DALL-E's networks; of FF and FF-R.
+        variant: FF paints by colours far apart and reads the nearest; FF-R by random colours; FT
+            learnt to read, TF to paint, TT both, before the prior; FT-W learns to read behind a
+            frozen stage (Table 1).
         prior: the network that predicts codes; FT-W takes that of its stage.
         backbone: what looks at the picture; likewise.
         optimizer: rate, warm-up and decay.
-        start_from: folder of the exported FF stage; of FT-W.
+        start_from: folder of the earlier stage: of FT, TF and TT that of ``recipes.Maskige``; of
+            FT-W an exported FF.
 
     Raises:
         UnigsError: the variant's folder is not given.
@@ -67,7 +72,7 @@ class GSS(System):
         start_from: str | None = None,
     ) -> None:
         super().__init__()
-        needs, given = ("start_from", start_from) if variant == "FT-W" else ("posterior", posterior)
+        needs, given = ("posterior", posterior) if variant in FREE else ("start_from", start_from)
         if given is None:
             raise UnigsError(f"expected a folder for {variant}, got none, at model.{needs}")
         self.folder, self.variant, self.optimizer = given, variant, optimizer
@@ -88,7 +93,7 @@ class GSS(System):
 
         Args:
             stored: plain values.
-            base: folder of the posterior, or of the FF stage; None: as the checkpoint says.
+            base: folder of the posterior, or of the earlier stage; None: as the checkpoint says.
             where: the checkpoint.
         """
         kinds = {"prior": Prior, "backbone": Backbone, "optimizer": Optimizer}
@@ -96,7 +101,7 @@ class GSS(System):
         painting, side_px = options.pop("painting", None), options.pop("side_px", 0)
         options.pop("frozen", None)  # of the folder as it was; compared when weights are loaded
         if base is not None:
-            options["start_from" if options["variant"] == "FT-W" else "posterior"] = base
+            options["posterior" if options["variant"] in FREE else "start_from"] = base
         model = cls(**options)
         model.remember(Painting.from_json(painting, str(where)), side_px)
         model.download = False
@@ -132,14 +137,14 @@ class GSS(System):
         self.remember(self.choose_painting(table), data.tasks.resolution_px)
 
     def choose_painting(self, table: ClassTable) -> Painting:
-        """The variant's colours; FT-W goes on with those of its FF stage.
+        """The variant's colours; those of an earlier stage where there is one.
 
         Raises:
             UnigsError: that stage knows other classes.
         """
-        if self.variant != "FT-W":
+        if self.variant in FREE:
             return choose_painting(table, "random" if self.variant == "FF-R" else "farthest")
-        painting = load_stages(self.folder)[0].painting
+        painting = self.read_coder().painting
         painting.table.refuse_other(table, "data.shards")
         return painting
 
@@ -149,26 +154,46 @@ class GSS(System):
             return
         if self.painting is None:
             raise UnigsError("expected the classes of data or of a checkpoint, got none, at GSS")
-        frozen_stage = self.variant == "FT-W"
-        self.stages = self.read_stages() if frozen_stage else self.build_stages()
-        self.trained = self.stages.reader if frozen_stage else self.stages.prior
+        self.stages = self.build_reader() if self.variant == "FT-W" else self.build_prior()
+        if self.stages.painting != self.painting:
+            raise UnigsError(
+                f"expected the colours that this model was trained on, got others, at "
+                f"{self.folder!r}"
+            )
+        self.trained = self.stages.trained
         self.hparams["frozen"] = hash_weights(self.folder)
         self.stages.train()  # a backbone that was loaded comes in evaluation mode
 
-    def build_stages(self) -> Stages:
-        """FF: a new prior beside the frozen posterior."""
-        assert self.painting is not None
-        posterior = load_posterior(self.folder)
-        encoder = Encoder(self.backbone, self.download)
-        classes = len(self.painting.colours)
-        prior = MaskigePrior(self.told, encoder, posterior.size, classes)
-        return Stages(prior, posterior, self.painting)
+    def read_coder(self) -> Coder:
+        """The first stage: of a posterior's folder, or of an earlier stage's.
 
-    def read_stages(self) -> Stages:
-        """FT-W: a new reader behind a frozen FF stage."""
+        Raises:
+            UnigsError: no such folder, or one of another variant.
+        """
+        if self.variant in FREE:
+            assert self.painting is not None
+            return Coder(load_posterior(self.folder), self.painting)
+        if self.variant == "FT-W":
+            return load_stages(self.folder)[0]
+        coder, variant = load_coder(self.folder)
+        if variant != self.variant:
+            raise UnigsError(
+                f"expected a maskige of {self.variant}, got one of {variant}, at {self.folder!r}"
+            )
+        return coder
+
+    def build_prior(self) -> Stages:
+        """A new prior before the first stage."""
+        coder = self.read_coder()
+        encoder = Encoder(self.backbone, self.download)
+        classes = len(coder.painting.colours) if self.told.auxiliary else None
+        return Stages(MaskigePrior(self.told, encoder, coder.posterior.size, classes), coder)
+
+    def build_reader(self) -> Stages:
+        """FT-W: a new reader behind a frozen stage."""
         stage, _ = load_stages(self.folder)
-        reader = Reader(len(stage.painting.colours))
-        return Stages(stage.prior, stage.posterior, stage.painting, reader)
+        reader = WindowReader(len(stage.painting.colours))
+        return Stages(stage.prior, Coder(stage.posterior, stage.painting, reader), "reader")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse other classes or colours, another network, another posterior; see ``System``.
@@ -191,7 +216,7 @@ class GSS(System):
             )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """FF: cross entropy of codes and of the auxiliary head; FT-W: of pixels; float32 [B]."""
+        """Cross entropy of codes and of the auxiliary head; FT-W: of pixels; float32 [B]."""
         classes = number_pixels(batch, self.stages.painting.table)
         if self.variant == "FT-W":
             return {"pixels": measure_reader(self.stages, batch.image, classes)}
@@ -207,10 +232,10 @@ def hash_weights(folder: str) -> str:
 
 
 def measure_prior(stages: Stages, image: Tensor, classes: Tensor) -> dict[str, Tensor]:
-    """Losses of FF: codes of the painted truth, and pixels of the auxiliary head.
+    """Losses of the prior: codes of the painted truth, and pixels of the auxiliary head, if any.
 
     Args:
-        stages: with an auxiliary head.
+        stages: in training.
         image: uint8 [B, 3, H, W].
         classes: int64 [B, H, W] in 0..K, or ``UNKNOWN``.
 
@@ -219,11 +244,13 @@ def measure_prior(stages: Stages, image: Tensor, classes: Tensor) -> dict[str, T
     """
     prior = stages.prior
     features = prior.look(image)
-    guess = prior.guess(features, classes.shape[-2:])
-    pixels = measure_pixels(guess, classes)
-    codes, known = encode_truth(stages, classes, guess.detach().argmax(1), features.shape[-2:])
+    losses, fill = {}, torch.full_like(classes, len(stages.painting.table))
+    if prior.auxiliary is not None:
+        guess = prior.guess(features, classes.shape[-2:])
+        losses["pixels"], fill = measure_pixels(guess, classes), guess.detach().argmax(1)
+    codes, known = encode_truth(stages, classes, fill, features.shape[-2:])
     wrong = cross_entropy(prior.predict(features).float(), codes, reduction="none")
-    return {"codes": average_known(wrong, known), "pixels": pixels}
+    return {"codes": average_known(wrong, known), **losses}
 
 
 def encode_truth(
@@ -243,17 +270,16 @@ def encode_truth(
     stride = stages.posterior.stride
     size = (grid[0] * stride, grid[1] * stride)
     filled = resize_labels(fill_unknown(classes, guess), size)
-    maskige = paint_maskige(filled, stages.painting.palette)
-    return stages.posterior.codes(maskige), find_known(resize_labels(classes, size), stride)
+    return stages.encode(filled), find_known(resize_labels(classes, size), stride)
 
 
 def measure_reader(stages: Stages, image: Tensor, classes: Tensor) -> Tensor:
-    """Loss of FT-W: classes read from what the frozen FF stage draws; float32 [B]."""
-    reader: nn.Module = stages.reader  # type: ignore[assignment]
+    """Loss of FT-W: classes read from what the frozen stage draws; float32 [B]."""
+    assert stages.reader is not None
     with torch.no_grad():
         codes = stages.prior.predict(stages.prior.look(image)).argmax(1)
         maskige = stages.decode(codes, image.shape[-2:])
-    return measure_pixels(reader(maskige), classes)
+    return measure_pixels(stages.reader(to_signed(maskige)), classes)
 
 
 def measure_pixels(logits: Tensor, classes: Tensor) -> Tensor:

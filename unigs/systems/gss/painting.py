@@ -71,6 +71,15 @@ def choose_painting(table: ClassTable, kind: Colours) -> Painting:
     return Painting(table, tuple(map(tuple, colours.tolist())))
 
 
+def keep_colours(table: ClassTable, colours: Tensor) -> Painting:
+    """A painting of learnt colours, uint8 [K + 1, 3]; equal ones part by their blue."""
+    kept: list[tuple[int, ...]] = []
+    for red, green, blue in colours.tolist():
+        levels = sorted(range(256), key=lambda level: abs(level - blue))
+        kept.append(next((red, green, b) for b in levels if (red, green, b) not in kept))
+    return Painting(table, tuple(kept))
+
+
 def number_pixels(batch: Batch, table: ClassTable) -> Tensor:
     """The class of each pixel, int64 [B, H, W]: 0..K-1, K for background, ``UNKNOWN``."""
     classes = paint_classes(batch, table)

@@ -1,78 +1,70 @@
-"""The frozen posterior of GSS: maskige <-> codes, by a stock VQ autoencoder that is never trained.
+"""The posteriors that a folder can hold: a diffusers ``VQModel``, or DALL-E's (``dalle``).
 
-In: uint8 maskiges [B, 3, H, W]. Out: codes, int64 [B, h, w], and back. Ours is a diffusers
-``VQModel``, from its folder (``recipes.VQ`` makes one). The paper's, DALL-E's, is not built: its
-encoder is transformers' ``FlavaImageCodebook``, its decoder exists as a pickle only.
+In: a folder, whose config decides. Out: a frozen ``Posterior``. ``recipes.VQ`` makes a small
+``VQModel``.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import VQModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from unigs.records import UnigsError
-from unigs.systems.pixels import to_signed, to_uint8
-from unigs.weights import load_module
+from unigs.systems.gss.dalle import MODEL_TYPE, build_dalle, load_dalle
+from unigs.systems.gss.discrete import Posterior
+from unigs.weights import load_module, read_config
 
 
-class Posterior(nn.Module):
-    """A VQ autoencoder, frozen (Section 3: p(z | c) and p(c | z)).
+class VQPosterior(Posterior):
+    """A diffusers ``VQModel``; the best code is the nearest.
 
     Args:
-        vq: diffusers ``VQModel``.
+        vq: it is frozen in place.
     """
 
     def __init__(self, vq: VQModel) -> None:
         super().__init__()
-        self.vq = vq.float().eval().requires_grad_(False)
+        self.vq = vq
+        self.stride = 2 ** (len(vq.config.block_out_channels) - 1)
+        self.freeze()
 
-    def train(self, mode: bool = True) -> Posterior:
-        """Stay in evaluation mode whatever the trainer says."""
-        return super().train(False)
-
-    @property
-    def stride(self) -> int:
-        """Pixels of a maskige per code along a side."""
-        return 2 ** (len(self.vq.config.block_out_channels) - 1)
+    def describe(self) -> dict[str, Any]:
+        stored = json.loads(self.vq.to_json_string())
+        return {name: value for name, value in stored.items() if not name.startswith("_")}
 
     @property
-    def size(self) -> int:
-        """Codes in the codebook."""
-        return self.vq.config.num_vq_embeddings
+    def codebook(self) -> Tensor:
+        return self.vq.quantize.embedding.weight
 
-    @torch.no_grad()
-    def codes(self, maskige: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> int64 [B, H / stride, W / stride], the nearest of each latent.
+    def score(self, pixels: Tensor) -> Tensor:
+        """Minus the squared distance of each latent to each code."""
+        latents = self.vq.encode(pixels).latents.movedim(1, -1)  # [B, h, w, C]
+        away = torch.cdist(latents.flatten(0, 2), self.codebook)  # [B h w, N]
+        return -away.square().unflatten(0, latents.shape[:3]).movedim(-1, 1)
 
-        Raises:
-            UnigsError: sides that are not multiples of ``stride``.
-        """
-        rows, columns = maskige.shape[-2:]
-        if rows % self.stride or columns % self.stride:
-            raise UnigsError(
-                f"expected sides that are multiples of {self.stride}, got {rows} x {columns}, "
-                "at a maskige"
-            )
-        latents = self.vq.encode(to_signed(maskige)).latents
-        _, _, (_, _, codes) = self.vq.quantize(latents)  # flat
-        return codes.view(len(latents), *latents.shape[-2:])
+    def render(self, latents: Tensor) -> Tensor:
+        return self.vq.decode(latents, force_not_quantize=True).sample
 
-    @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """int64 [B, h, w] in 0..size-1 -> uint8 [B, 3, h stride, w stride]."""
-        quantize = self.vq.quantize
-        shape = (*codes.shape, quantize.vq_embed_dim)
-        latents = quantize.get_codebook_entry(codes.flatten(), shape)  # [B, C, h, w]
-        return to_uint8(self.vq.decode(latents, force_not_quantize=True).sample)
+
+def build_posterior(described: Mapping[str, Any]) -> Posterior:
+    """Networks of random weights by ``Posterior.describe``."""
+    if described.get("model_type") == MODEL_TYPE:
+        return build_dalle(described)
+    return VQPosterior(VQModel.from_config(dict(described)))
 
 
 def load_posterior(folder: str) -> Posterior:
-    """The posterior of a diffusers ``VQModel`` folder; nothing is fetched.
+    """The posterior of a folder, of the kind that its ``config.json`` names; nothing is fetched.
 
     Raises:
         UnigsError: no such folder, or a damaged or other one; names the file.
     """
-    return Posterior(load_module(VQModel, Path(folder), "diffusion_pytorch_model"))
+    config = Path(folder) / "config.json"
+    if config.exists() and read_config(config).get("model_type") == MODEL_TYPE:
+        return load_dalle(Path(folder))
+    return VQPosterior(load_module(VQModel, Path(folder), "diffusion_pytorch_model"))

@@ -6,21 +6,18 @@ a thing's class and the whole area of a stuff class.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import VQModel
 
 from unigs.codec.regions import label_regions
 from unigs.records import Batch, Prediction, UnigsError
 from unigs.systems.backbone import Backbone, Encoder
 from unigs.systems.folders import load_model, save_model
-from unigs.systems.gss.painting import Painting
-from unigs.systems.gss.posterior import Posterior
-from unigs.systems.gss.prior import MaskigePrior, Prior, Reader
+from unigs.systems.gss.coder import build_coder, describe_coder
+from unigs.systems.gss.prior import MaskigePrior, Prior
 from unigs.systems.gss.stages import Seen, Stages
 from unigs.systems.predictor import name_task
 from unigs.systems.sampling import Sampling
@@ -108,26 +105,22 @@ class GSSPredictor:
 
 def describe_stages(stages: Stages, side_px: int) -> dict[str, Any]:
     """Plain values by which :func:`build_stages` makes the same networks."""
-    encoder, vq = stages.prior.encoder, stages.posterior.vq
+    encoder = stages.prior.encoder
     return {
         "side_px": side_px,
-        "painting": stages.painting.to_json(),
         "prior": asdict(stages.prior.told),
-        "reader": stages.reader is not None,
         "backbone": asdict(encoder.told),
         "config": encoder.describe(),
-        "vq": {k: v for k, v in json.loads(vq.to_json_string()).items() if not k.startswith("_")},
+        **describe_coder(stages),
     }
 
 
 def build_stages(settings: dict[str, Any], where: str) -> Stages:
     """Networks of random weights by :func:`describe_stages`, without the auxiliary head."""
-    painting = Painting.from_json(settings["painting"], where)
-    posterior = Posterior(VQModel.from_config(settings["vq"]))
+    coder = build_coder(settings, where)
     encoder = Encoder(Backbone(**settings["backbone"]), config=settings["config"])
-    prior = MaskigePrior(Prior(**settings["prior"]), encoder, posterior.size, None)
-    reader = Reader(len(painting.colours)) if settings["reader"] else None
-    return Stages(prior, posterior, painting, reader)
+    prior = MaskigePrior(Prior(**settings["prior"]), encoder, coder.posterior.size, None)
+    return Stages(prior, coder)
 
 
 def load_stages(folder: str) -> tuple[Stages, int]:

@@ -1,4 +1,4 @@
-"""The trained part of GSS: picture -> logits of the maskige's codes; and the learnt inverse (FT-W).
+"""The trained part of GSS: picture -> logits of the maskige's codes.
 
 In: uint8 pictures. Out: float [B, codes, h, w] over the frozen posterior's codebook, one cell per
 ``stride`` pixels of the picture. Multi-level features and window attention (Section 3, "Model
@@ -16,10 +16,6 @@ from torch import Tensor, nn
 from unigs.records import UnigsError
 from unigs.systems.backbone import Encoder, resize_features
 from unigs.systems.gss.windows import Windows
-from unigs.systems.pixels import to_signed
-
-READER_DIM, READER_HEADS, READER_WINDOW = 128, 4, 7
-"""Of FT-W, as in the paper."""
 
 
 @dataclass(frozen=True)  # no slots: the command line reads its fields
@@ -33,6 +29,8 @@ class Prior:
         window: cells along a side of a window.
         multi_level: use all four levels of the backbone; False: the last alone.
         stride: pixels of the picture per code (paper: 4).
+        auxiliary: a light head guesses the classes of unknown pixels; False: they are painted as
+            background.
     """
 
     dim: int = 512
@@ -41,6 +39,7 @@ class Prior:
     window: int = 7
     multi_level: bool = True
     stride: int = 4
+    auxiliary: bool = True
 
 
 class MaskigePrior(nn.Module):
@@ -89,22 +88,3 @@ class MaskigePrior(nn.Module):
         """Joined features -> the auxiliary head's logits of classes, float [B, K, H, W]."""
         assert self.auxiliary is not None
         return resize_features([self.auxiliary(features)], (size[0], size[1]))[0]
-
-
-class Reader(nn.Module):
-    """The learnt inverse of FT-W: a decoded maskige -> logits of classes.
-
-    Args:
-        classes: K.
-    """
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.widen = nn.Conv2d(3, READER_DIM, 1)
-        self.windows = Windows(READER_DIM, 1, READER_HEADS, READER_WINDOW)
-        self.head = nn.Linear(READER_DIM, classes)
-
-    def forward(self, maskige: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> float [B, K, H, W]."""
-        cells = self.windows(self.widen(to_signed(maskige)))
-        return self.head(cells).permute(0, 3, 1, 2)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unigs.codec.maskige import read_maskige
-from unigs.systems.gss.painting import Painting
-from unigs.systems.gss.posterior import Posterior
-from unigs.systems.gss.prior import MaskigePrior, Reader
+from unigs.systems.gss.coder import Coder
+from unigs.systems.gss.prior import MaskigePrior
 from unigs.systems.pixels import resize_labels
 
 
@@ -26,7 +25,7 @@ class Seen:
     Attributes:
         maskige: uint8 [B, 3, H, W], decoded.
         classes: int64 [B, H, W] in 0..K; K is background.
-        sure: float [B, H, W] in 0..1: probability of the code (FF), or of the class (FT-W).
+        sure: float [B, H, W] in 0..1: probability of the code, or of the class by a reader.
     """
 
     maskige: Tensor
@@ -34,34 +33,32 @@ class Seen:
     sure: Tensor
 
 
-class Stages(nn.Module):
-    """Prior, frozen posterior, and the way back to classes.
+class Stages(Coder):
+    """A prior before the first stage.
 
     Args:
         prior: picture -> codes.
-        posterior: codes <-> maskige.
-        painting: classes and their colours.
-        reader: maskige -> classes, of FT-W, whose prior is frozen; None: the nearest colour.
+        coder: codes <-> classes.
+        trains: the only part that is trained; the others stay in evaluation mode.
     """
 
     def __init__(
-        self,
-        prior: MaskigePrior,
-        posterior: Posterior,
-        painting: Painting,
-        reader: Reader | None = None,
+        self, prior: MaskigePrior, coder: Coder, trains: Literal["prior", "reader"] = "prior"
     ) -> None:
-        super().__init__()
-        self.prior, self.posterior, self.reader = prior, posterior, reader
-        self.painting = painting
-        if reader is not None:
-            prior.requires_grad_(False).eval()
+        super().__init__(coder.posterior, coder.painting, coder.reader)
+        self.prior, self.trains = prior, trains
+        self.requires_grad_(False)
+        self.trained.requires_grad_(True)
+
+    @property
+    def trained(self) -> Any:
+        """The part that is trained."""
+        return self.prior if self.trains == "prior" else self.reader
 
     def train(self, mode: bool = True) -> Stages:
-        """A frozen prior stays in evaluation mode, its normalisation too."""
-        super().train(mode)
-        if self.reader is not None:
-            self.prior.train(False)
+        """What is frozen stays in evaluation mode, its normalisation too."""
+        super().train(False)
+        self.trained.train(mode)
         return self
 
     @torch.no_grad()
@@ -75,14 +72,5 @@ class Stages(nn.Module):
     def read(self, codes: Tensor, chance: Tensor, size: Sequence[int]) -> Seen:
         """Codes and their probability, [B, h, w], as classes at a picture's size."""
         maskige = self.decode(codes, size)
-        if self.reader is None:
-            classes = read_maskige(maskige, self.painting.palette)
-            return Seen(maskige, classes, resize_labels(chance, size))
-        sure, classes = self.reader(maskige).softmax(1).max(1)
-        return Seen(maskige, classes, sure)
-
-    def decode(self, codes: Tensor, size: Sequence[int]) -> Tensor:
-        """Codes as a maskige of a picture's size, nearest; uint8 [B, 3, H, W]."""
-        maskige = self.posterior.decode(codes)
-        # Not smoothed: a colour between two is a third class's.
-        return resize_labels(maskige.flatten(0, 1), size).unflatten(0, (-1, 3))
+        classes, sure = self.name(maskige)
+        return Seen(maskige, classes, resize_labels(chance, size) if sure is None else sure)
