@@ -25,7 +25,7 @@ LOAD = UniGSPipeline.load
 ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 48, 70
 STEPS = "--sampling.num_inference_steps"
-NAMES = ["--names", "[star, zebra crossing]"]  # the small tokenizer knows no zebra
+NAMES = ["--words", "[star, zebra crossing]"]  # the small tokenizer knows no zebra
 OPTIONS = {
     "inpainting": ["--image", "photo.png", "--mask", "mask.png", *NAMES],
     "synthesis": ["--labels", "labels.png", *NAMES],
@@ -210,7 +210,7 @@ def test_bad_requests_are_refused_in_words(folder, files, capsys, kind):
         (["--task", "entity"], "--image FILE for entity"),
         (["--task", "inpainting", "--image", "photo.png"], "--mask FILE for inpainting"),
         (["--task", "synthesis", *NAMES], "--labels FILE for synthesis"),
-        (["--task", "referring", "--image", "photo.png"], "--names '[star, sand]' or --prompt"),
+        (["--task", "referring", "--image", "photo.png"], "--words star sand or --prompt"),
         (["--image", "photo.png"], "--task with --image"),
         ([], "none at nowhere"),
     ],

@@ -22,6 +22,7 @@ ORDER = [
     ["plan"],
     ["streams"],
     ["pictures"],
+    ["outputs"],
     ["transforms"],
     ["codec"],
     ["tasks"],
