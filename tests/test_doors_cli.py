@@ -104,7 +104,7 @@ def test_an_out_that_cannot_be_written_is_named(
         "export": ["--checkpoint", "x"],
         "sheet": ["--pipeline", "x", "--shards", f"[{shards}]", "--scenes.resolution_px", "64",
                   "--scenes.tasks", "[entity]", "--sampling.num_inference_steps", "1"],
-        "sample": ["--pipeline", "x", "--sampling.num_inference_steps", "1"],
+        "sample": ["--sampling.num_inference_steps", "1"],
     }[verb]  # fmt: skip
     assert main([verb, *options, "--out", out]) == 1
     said = capsys.readouterr().err

@@ -99,6 +99,9 @@ print("end:", code, sorted(heavy))
     ("words", "code"),
     [
         (["segment", "--help"], 0),
+        (["sample", "--help"], 0),
+        (["sample", "--out", "o", "--task", "entity", "--image", "nothing.png"], 1),
+        (["predict"], 2),
         (["find", "nothing.png", "--words", "star", "--out", "o"], 1),
         (["inpaint", "README.md", "--mask", "nothing", "--words", "x", "--out", "o"], 1),
         (["paint", "--wrods"], 2),

@@ -1,6 +1,6 @@
 """``unigs``, ``python -m unigs`` and the ``lightning`` alias: one command, many verbs.
 
-Training verbs (fit, validate, test, predict) are LightningCLI's; every other verb is a plain
+Training verbs (fit, validate, test) are LightningCLI's; every other verb is a plain
 function whose signature is its command line. Nothing heavy is imported before a verb is chosen.
 """
 
@@ -46,8 +46,10 @@ TRAINING = {
     "fit": "train a model: unigs fit --config configs/joint.yaml",
     "validate": "score a checkpoint on the validation set",
     "test": "evaluate a checkpoint by the fixed protocol",
-    "predict": "run Lightning's predict loop",
 }
+
+INSTEAD = {"predict": "segment"}
+"""Verbs that people know from elsewhere."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl+C, as shells have it."""
@@ -76,7 +78,7 @@ def find_verb(words: Sequence[str]) -> str | None:
 def refuse_verb(word: str) -> str:
     """Words for a verb that there is none of, with the nearest that there is."""
     known = [*TRAINING, *VERBS]
-    near = get_close_matches(word, known, 1)
+    near = [INSTEAD[word]] if word in INSTEAD else get_close_matches(word, known, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"expected a verb of {', '.join(known)}, got {show(word)!r}{hint}"
 
