@@ -100,6 +100,7 @@ print("end:", code, sorted(heavy))
     [
         (["segment", "--help"], 0),
         (["sample", "--help"], 0),
+        (["export", "--help"], 0),
         (["sample", "--out", "o", "--task", "entity", "--image", "nothing.png"], 1),
         (["predict"], 2),
         (["find", "nothing.png", "--words", "star", "--out", "o"], 1),
