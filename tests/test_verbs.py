@@ -195,6 +195,7 @@ def test_more_entities_than_colours_fail_that_map_alone(folder, photos, capsys, 
     assert [path.name for path in Path("out/images").iterdir()] == ["few.png"]
 
 
+@pytest.mark.slow  # a CPU without bfloat16 emulates it
 def test_half_precision_runs_and_is_close(folder, photos):
     words = ["paint", "map.png", "--words", "star", "--model", folder, *FAST]
     labels = np.zeros((64, 64), np.uint8)
