@@ -78,6 +78,20 @@ def test_doctor_reports_a_stolen_command_and_broken_packages(monkeypatch):
     assert doctor.check_core()[0] == "trouble"
 
 
+def test_doctor_names_the_versions_of_what_is_there(monkeypatch):
+    def find(name):
+        if name == "diffusers":
+            raise doctor.metadata.PackageNotFoundError(name)
+        return "1.2.3"
+
+    monkeypatch.setattr(doctor.metadata, "version", find)
+    level, words = doctor.check_versions()
+    assert level == "ok"
+    assert words.startswith(
+        f"unigs {__version__}, torch 1.2.3, lightning 1.2.3, transformers 1.2.3"
+    )
+
+
 def test_doctor_fails_only_on_trouble(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "CHECKS", (lambda: ("ok", "a"), lambda: ("note", "b")))
     doctor.report_health()

@@ -12,8 +12,8 @@ import pytest
 from unigs import cli
 from unigs.cli import main
 from unigs.records import UnigsError, UnigsWarning
+from unigs.systems import load
 from unigs.systems.joint.predictor import JointPredictor
-from unigs.verbs import export
 
 HEART = "\u2665"
 
@@ -97,14 +97,14 @@ def test_an_out_that_cannot_be_written_is_named(
     tmp_path, monkeypatch, capsys, pipeline, shards, verb, kind
 ):
     out = str(make_outs(tmp_path)[kind])
-    monkeypatch.setattr(export, "load_system", lambda *a: Holder(pipeline))
+    monkeypatch.setattr(load, "load_system", lambda *a: Holder(pipeline))
     monkeypatch.setattr("unigs.systems.joint.pipeline.UniGSPipeline.load", lambda folder: pipeline)
     options = {
         "base": [],
         "export": ["--checkpoint", "x"],
         "sheet": ["--pipeline", "x", "--shards", f"[{shards}]", "--scenes.resolution_px", "64",
                   "--scenes.tasks", "[entity]", "--sampling.num_inference_steps", "1"],
-        "sample": ["--pipeline", "x", "--sampling.num_inference_steps", "1"],
+        "sample": ["--sampling.num_inference_steps", "1"],
     }[verb]  # fmt: skip
     assert main([verb, *options, "--out", out]) == 1
     said = capsys.readouterr().err
@@ -121,7 +121,7 @@ class Holder:
 
 
 def test_a_file_where_a_folder_belongs_is_kept(tmp_path, capsys, monkeypatch, pipeline):
-    monkeypatch.setattr(export, "load_system", lambda *a: Holder(pipeline))
+    monkeypatch.setattr(load, "load_system", lambda *a: Holder(pipeline))
     file = tmp_path / "file"
     file.write_text("mine")
     for words in (["base"], ["export", "--checkpoint", "x"], ["sample"]):

@@ -135,7 +135,7 @@ def test_all_of_a_picture_may_be_searched_but_not_filled(tmp_path):
 @pytest.mark.parametrize("names", [[""], ["star", " "], ["\t\n"], ["-"], ["\udcff"]])
 def test_names_without_a_word_are_refused(tmp_path, names):
     Image.fromarray(photo()).save(tmp_path / "photo.png")
-    with pytest.raises(UnigsError, match="--names"):
+    with pytest.raises(UnigsError, match="--words"):
         read_request("referring", tmp_path / "photo.png", None, None, names, None)
 
 

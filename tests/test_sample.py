@@ -13,19 +13,20 @@ import torch
 from PIL import ExifTags, Image
 
 from unigs.cli import main
+from unigs.outputs import encode_grey16
 from unigs.records import TASKS, UnigsError
 from unigs.synthetic.scenes import THING_IDS
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.sampling import Sampling
 from unigs.tasks import RECIPES, write_prompt
-from unigs.verbs import sample
+from unigs.verbs import model, tryout
 from unigs.verbs.request import number_entities, read_pixels, read_request, read_values
 
 LOAD = UniGSPipeline.load
 ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 48, 70
 STEPS = "--sampling.num_inference_steps"
-NAMES = ["--names", "[star, zebra crossing]"]  # the small tokenizer knows no zebra
+NAMES = ["--words", "[star, zebra crossing]"]  # the small tokenizer knows no zebra
 OPTIONS = {
     "inpainting": ["--image", "photo.png", "--mask", "mask.png", *NAMES],
     "synthesis": ["--labels", "labels.png", *NAMES],
@@ -126,8 +127,8 @@ def test_a_seed_decides_every_byte(folder, files):
 
 def test_written_labels_read_back_as_the_entities_they_are(files):
     labels = draw_labels()
-    Path("grey16.png").write_bytes(sample.encode_grey16(labels))
-    Path("wide.png").write_bytes(sample.encode_grey16(labels.astype(int) * 20_001))
+    Path("grey16.png").write_bytes(encode_grey16(labels))
+    Path("wide.png").write_bytes(encode_grey16(labels.astype(int) * 20_001))
     colours = np.array([[0, 0, 0], [0, 0, 9], [0, 9, 0], [9, 0, 0]], np.uint8)
     Image.fromarray(labels).save("grey8.png")
     Image.fromarray(colours[labels]).save("colours.png")
@@ -157,15 +158,15 @@ def test_a_photo_is_taken_as_a_viewer_shows_it(files):
 
 
 def test_an_entity_without_a_pixel_is_not_listed():
-    listed = sample.list_masks(np.array([[0, 1, 3]]), [0.1, 0.2, 0.3])
+    listed = tryout.list_masks(np.array([[0, 1, 3]]), [0.1, 0.2, 0.3])
     assert [(mask["label"], mask["score"]) for mask in listed] == [(1, 0.1), (3, 0.3)]
 
 
 def test_a_long_photo_keeps_its_size_and_gets_a_small_sheet(folder, files, monkeypatch):
-    draw = sample.draw_sheet
+    draw = tryout.draw_sheet
     tiles: list[np.ndarray] = []
     keep = lambda titles, rows, px: tiles.extend(rows[0][1]) or draw(titles, rows, px)
-    monkeypatch.setattr(sample, "draw_sheet", keep)
+    monkeypatch.setattr(tryout, "draw_sheet", keep)
     Image.new("RGB", (900, 300), "teal").save("photo.png")
     assert run(folder, "referring", "out", "--sampling.processing_resolution", "16") == 0
     assert Image.open("out/labels.png").size == (900, 300)
@@ -210,13 +211,13 @@ def test_bad_requests_are_refused_in_words(folder, files, capsys, kind):
         (["--task", "entity"], "--image FILE for entity"),
         (["--task", "inpainting", "--image", "photo.png"], "--mask FILE for inpainting"),
         (["--task", "synthesis", *NAMES], "--labels FILE for synthesis"),
-        (["--task", "referring", "--image", "photo.png"], "--names '[star, sand]' or --prompt"),
+        (["--task", "referring", "--image", "photo.png"], "--words star sand or --prompt"),
         (["--image", "photo.png"], "--task with --image"),
         ([], "none at nowhere"),
     ],
 )
 def test_what_is_missing_is_named(files, capsys, monkeypatch, words, said):
-    monkeypatch.setattr(sample, "PIPELINE", Path("nowhere"))
+    monkeypatch.setattr(model, "SHIPPED", Path("nowhere"))
     assert main(["sample", "--out", "out", *words]) == 1
     assert said in capsys.readouterr().err
 
@@ -226,7 +227,7 @@ def test_without_a_task_a_scene_is_drawn_that_can_be_gone_on_with(folder, files)
     with Image.open("out/sheet.png") as sheet:
         assert sheet.width > 5 * 128
         assert sheet.height > 4 * 128
-    drawn = sample.draw_samples(64, 25, 0)
+    drawn = tryout.draw_samples(64, 25, 0)
     for task in ("inpainting", "synthesis"):
         truth = drawn[task]
         image, mask, labels = (Path(f"out/scene{end}.png") for end in ("", "_mask", "_labels"))
@@ -243,7 +244,7 @@ def test_without_a_task_a_scene_is_drawn_that_can_be_gone_on_with(folder, files)
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_tasks_share_a_scene_and_holes_are_around_things(seed):
-    drawn = sample.draw_samples(64, 25, seed)
+    drawn = tryout.draw_samples(64, 25, seed)
     for task in TASKS:
         np.testing.assert_array_equal(drawn[task].image, drawn["entity"].image)
         if RECIPES[task].local:
@@ -256,11 +257,20 @@ def test_half_weights_run_in_full_on_a_cpu(folder, tmp_path):
     for part in (half.unet, half.vae, half.text_encoder):
         part.half()
     half.save_pretrained(tmp_path)
-    loaded = sample.open_predictor(tmp_path, Sampling()).pipeline
+    loaded = tryout.open_predictor(tmp_path, Sampling()).pipeline
     dtypes = {
         p.dtype for m in (loaded.unet, loaded.vae, loaded.text_encoder) for p in m.parameters()
     }
     assert dtypes == {torch.float32}
+
+
+def test_another_system_is_refused_with_the_verb_that_works(tmp_path, capsys, monkeypatch):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "GSSPredictor"}')
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", "--out", "out", "--pipeline", "."]) == 1
+    assert "got a GSSPredictor, at .; it works with unigs segment" in capsys.readouterr().err
+    assert main(["predict", "--config", "x.yaml"]) == 2
+    assert "did you mean segment?" in capsys.readouterr().err
 
 
 def test_help_shows_a_command_per_task_unbroken(capsys):

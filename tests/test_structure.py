@@ -22,6 +22,7 @@ ORDER = [
     ["plan"],
     ["streams"],
     ["pictures"],
+    ["outputs"],
     ["transforms"],
     ["codec"],
     ["tasks"],
@@ -77,7 +78,7 @@ def test_trainer_and_evaluation_know_systems_and_none_of_their_kinds():
         if "unigs.systems.joint" in path.read_text() and path.parent != ROOT / "systems" / "joint"
     }
     assert know == {
-        "systems/__init__.py", "systems/load.py", "verbs/sample.py",
+        "systems/__init__.py", "systems/load.py", "verbs/tryout.py",
         "evaluation/baselines.py", "evaluation/predictors.py",  # SD and the VAE of an oracle
         "recipes/autoencoder.py", "recipes/bases.py",
     }  # fmt: skip

@@ -1,6 +1,6 @@
 """``unigs``, ``python -m unigs`` and the ``lightning`` alias: one command, many verbs.
 
-Training verbs (fit, validate, test, predict) are LightningCLI's; every other verb is a plain
+Training verbs (fit, validate, test) are LightningCLI's; every other verb is a plain
 function whose signature is its command line. Nothing heavy is imported before a verb is chosen.
 """
 
@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 
 from unigs import __version__
@@ -26,6 +27,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "data inspect": ("unigs.verbs.inspect:inspect_data", "contact sheet and counts of a data set"),
     "base": ("unigs.recipes.bases:make_base", "write a base folder of random weights"),
     "export": ("unigs.verbs.export:export_pipeline", "turn a checkpoint into a pipeline folder"),
+    "segment": ("unigs.verbs.tasks:segment_pictures", "every entity of pictures as masks"),
+    "find": ("unigs.verbs.tasks:find_words", "what words name in pictures as masks"),
+    "inpaint": ("unigs.verbs.tasks:inpaint_pictures", "fill a hole with what words name"),
+    "paint": ("unigs.verbs.tasks:paint_labels", "draw a picture over a label map"),
     "sheet": (
         "unigs.verbs.sheet:render_sheet",
         "every task on a few pictures, as one picture",
@@ -41,10 +46,11 @@ TRAINING = {
     "fit": "train a model: unigs fit --config configs/joint.yaml",
     "validate": "score a checkpoint on the validation set",
     "test": "evaluate a checkpoint by the fixed protocol",
-    "predict": "run Lightning's predict loop",
 }
 
-EXAMPLES = "examples:"
+INSTEAD = {"predict": "segment"}
+"""Verbs that people know from elsewhere."""
+
 INTERRUPTED = 130
 """Exit code after Ctrl+C, as shells have it."""
 
@@ -69,16 +75,19 @@ def find_verb(words: Sequence[str]) -> str | None:
     return None
 
 
+def refuse_verb(word: str) -> str:
+    """Words for a verb that there is none of, with the nearest that there is."""
+    known = [*TRAINING, *VERBS]
+    near = [INSTEAD[word]] if word in INSTEAD else get_close_matches(word, known, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"expected a verb of {', '.join(known)}, got {show(word)!r}{hint}"
+
+
 def run_verb(verb: str, words: Sequence[str]) -> None:
     """Parse ``words`` by the signature of the verb's function and call it."""
-    from jsonargparse import DefaultHelpFormatter, auto_cli
+    from jsonargparse import auto_cli
 
-    class ExampleFormatter(DefaultHelpFormatter):
-        """Keeps the lines of the examples."""
-
-        def _fill_text(self, text: str, width: int, indent: str) -> str:
-            wraps = not text.startswith(EXAMPLES)
-            return super()._fill_text(text, width, indent) if wraps else text
+    from unigs.verbs.parser import EXAMPLES, ExampleFormatter, VerbParser
 
     module, name = VERBS[verb][0].split(":")
     function = getattr(import_module(module), name)
@@ -87,15 +96,15 @@ def run_verb(verb: str, words: Sequence[str]) -> None:
         function,
         args=list(words),
         as_positional=False,
-        epilog=read_examples(function),
+        epilog=f"{EXAMPLES}\n{lines}" if (lines := read_examples(function)) else None,
         formatter_class=ExampleFormatter,
+        parser_class=VerbParser,
     )
 
 
-def read_examples(function: Callable) -> str | None:
+def read_examples(function: Callable) -> str:
     """The command lines under ``Example:`` at the end of a docstring; they end the verb's help."""
-    _, found, lines = (inspect.getdoc(function) or "").partition("\nExample:\n")
-    return f"{EXAMPLES}\n{lines}" if found else None
+    return (inspect.getdoc(function) or "").partition("\nExample:\n")[2]
 
 
 def run_training(words: Sequence[str]) -> int:
@@ -157,8 +166,7 @@ def main(words: Sequence[str] | None = None) -> int:
     verb = find_verb(words)
     with plain_words():
         if words[0] not in TRAINING and verb is None:
-            known = ", ".join([*TRAINING, *VERBS])
-            print(f"unigs: expected a verb of {known}, got {words[0]!r}", file=sys.stderr)
+            print(f"unigs: {refuse_verb(words[0])}", file=sys.stderr)
             return 2
         try:
             if verb is None:

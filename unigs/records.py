@@ -35,6 +35,8 @@ Unlabelled = Literal["void", "unannotated", "background"]
 Entity segmentation learns only the last as truth.
 """
 
+Decoder = Literal["refined", "dichotomy"]
+"""How a colormap becomes masks: ``refined`` knows the palette; ``dichotomy`` is the paper's."""
 
 SHOWN_LETTERS = 500
 """Of an example that a count keeps."""

@@ -10,13 +10,15 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import safe_open
 
 from unigs.files import is_pointer
 from unigs.records import UnigsError
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_CONFIG_BYTES = 64 << 20
 """A vocabulary takes a few megabytes, a config some kilobytes."""
@@ -183,14 +185,15 @@ def check_names(missing: Iterable[str], unexpected: Iterable[str], where: Path) 
             )
 
 
-@torch.no_grad()
 def find_not_finite(tensors: Iterable[tuple[str, Any]]) -> str:
     """Name of the first tensor that holds NaN or infinity; empty if none does.
 
     One reduction over all, because most often there is none; only then the one is looked for.
     """
+    import torch  # late: configs are read without it
+
     floats = {
-        name: tensor
+        name: tensor.detach()
         for name, tensor in tensors
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.numel()
     }

@@ -3,7 +3,6 @@
 from unigs.codec.decode import (
     Decoded,
     DecodeError,
-    Decoder,
     Mode,
     decode_colormap,
     decode_dichotomy,
@@ -12,6 +11,7 @@ from unigs.codec.decode import (
 )
 from unigs.codec.paint import encode_colormap
 from unigs.codec.palette import Palette, PaletteError
+from unigs.records import Decoder
 
 __all__ = [
     "DecodeError",

@@ -18,13 +18,11 @@ from unigs.codec.dichotomy import dichotomise
 from unigs.codec.kmeans import split_by_means
 from unigs.codec.palette import Palette, nearest_legal
 from unigs.codec.refine import fill_holes, refine_colormap
-from unigs.records import UnigsError
+from unigs.records import Decoder, UnigsError
 
 Mode = Literal["entity", "foreground"]
 """``entity`` gives a full partition, black regions included; ``foreground`` makes what is nearest
 to black background, label 0."""
-
-Decoder = Literal["refined", "dichotomy"]
 
 Found = tuple[Tensor, Tensor, Tensor]
 """entity: int64 [B, H, W], numbers through the batch. image: int64 [E], the image of each entity.

@@ -37,6 +37,7 @@ class SystemPredictor(Predictor, Protocol):
     Attributes:
         decoders: by which its codes become masks, its own first.
         side_px: side of the pictures it was trained on.
+        multiple_px: of it are the sides of the pictures that it takes.
     """
 
     @property
@@ -47,6 +48,9 @@ class SystemPredictor(Predictor, Protocol):
 
     @property
     def side_px(self) -> int: ...
+
+    @property
+    def multiple_px(self) -> int: ...
 
     def decode_again(self, batch: Batch, prediction: Prediction, decoder: str) -> Prediction:
         """The same prediction with the masks that another of its decoders finds."""

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from unigs.codec import Decoder
-from unigs.records import TASKS, UnigsError
+from unigs.records import TASKS, Decoder, UnigsError
 from unigs.tasks import RECIPES
 
 Solver = Literal["ddim", "unipc"]

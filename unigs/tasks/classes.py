@@ -14,13 +14,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from unigs.records import Batch, UnigsError, show
 from unigs.shards.manifest import Manifest
 from unigs.tasks.recipes import speak_category
+
+if TYPE_CHECKING:
+    import torch
 
 UNKNOWN = -1
 """The class of pixels whose truth is not known, or whose name is not in the table."""
@@ -136,6 +137,8 @@ def number_labels(names: Sequence[str], table: ClassTable) -> torch.Tensor:
         names: spoken, of label k at ``names[k - 1]``.
         table: names that it lacks are ``UNKNOWN``; label 0 is ``BACKGROUND``.
     """
+    import torch  # late: recipes and samples start without it
+
     numbers = [table.number(name) for name in names]
     return torch.tensor([BACKGROUND, *(UNKNOWN if n is None else n for n in numbers)])
 
@@ -150,6 +153,8 @@ def paint_classes(batch: Batch, table: ClassTable) -> torch.Tensor:
         batch: of any task.
         table: the classes.
     """
+    import torch
+
     painted = [
         number_labels(names, table).to(labels.device)[labels.long()]
         for names, labels in zip(batch.names, batch.labels, strict=True)

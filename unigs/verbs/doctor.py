@@ -12,6 +12,7 @@ from pathlib import Path
 
 from unigs.files import locate_cache
 from unigs.records import UnigsError, show
+from unigs.verbs.model import list_versions
 
 Finding = tuple[str, str]
 """(level, words); level is ok, note or trouble. Notes do not fail the check."""
@@ -34,6 +35,11 @@ def check_core() -> Finding:
     if broken:
         return "trouble", f"core packages fail to import: {'; '.join(broken)}; run make install"
     return "ok", f"core packages import: {names}"
+
+
+def check_versions() -> Finding:
+    """What an answer depends on; a report of trouble should name it."""
+    return "ok", ", ".join(f"{name} {version}" for name, version in list_versions().items())
 
 
 def check_lightning_version() -> Finding:
@@ -138,6 +144,7 @@ def check_shared_memory() -> Finding:
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
     check_python,
+    check_versions,
     check_core,
     check_lightning_version,
     check_torchvision,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from unigs.systems.load import load_system
-
 
 def export_pipeline(
     checkpoint: str, out: str, ema: bool = True, half: bool = False, base: str | None = None
@@ -18,5 +16,7 @@ def export_pipeline(
         base: the base it was trained from, if it is not where the checkpoint says; a name inside
             a checkpoint is never downloaded, one that you give may be.
     """
+    from unigs.systems.load import load_system  # late: help starts no torch
+
     load_system(checkpoint, ema, base).make_predictor().save(out, half)
     print(f"wrote the pipeline to {out}")

@@ -1,4 +1,4 @@
-"""LightningCLI over our module and data: fit, validate, test and predict.
+"""LightningCLI over our module and data: fit, validate and test.
 
 Decisions that Lightning leaves to us: optimisers are the module's own; the saved config may be
 overwritten (a requeued job writes to the same folder), but not before the run owns its folder;
@@ -50,6 +50,11 @@ class SaveConfig(SaveConfigCallback):
 class UnigsCLI(LightningCLI):
     """LightningCLI whose command line beats the hyperparameters inside a checkpoint."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, without ``predict``: ``unigs segment`` and its like write answers."""
+        return {k: v for k, v in LightningCLI.subcommands().items() if k != "predict"}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults(DEFAULTS)
 
@@ -91,7 +96,7 @@ def make_cli(words: list[str], run: bool = True) -> UnigsCLI:
     """Parse a training command line; run it, or only build what it names.
 
     Args:
-        words: the command line from the verb (fit, validate, test, predict) on.
+        words: the command line from the verb (fit, validate, test) on.
         run: carry the verb out. False builds trainer, model and data of ``fit``.
     """
     options: dict[str, Any] = {

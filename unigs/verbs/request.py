@@ -1,4 +1,4 @@
-"""A user's own files -> ``TaskSample``: the door of ``unigs sample``.
+"""A user's own files -> ``TaskSample``: the door of the verbs that run a model.
 
 In: paths of pictures in any format, and words. Out: one sample of one task, at the picture's own
 size. What a task needs is read off its recipe, so a new row of the table needs nothing here. Unlike
@@ -24,7 +24,7 @@ MAX_ASPECT = 8
 def check_request(
     task: str | None,
     given: Mapping[str, Path | None],
-    names: Sequence[str] | None,
+    words: Sequence[str] | None,
     prompt: str | None,
 ) -> None:
     """Refuse a request that lacks what its task needs, or holds what would be ignored.
@@ -32,15 +32,15 @@ def check_request(
     Args:
         task: one of ``TASKS``, or None to try all of them on a drawn scene.
         given: ``image``, ``mask`` and ``labels``, None where not given.
-        names, prompt: words, None where not given.
+        words, prompt: None where not given.
 
     Raises:
         UnigsError: what was expected, what came.
     """
     if task is not None and task not in TASKS:
         raise UnigsError(f"expected a task of {', '.join(TASKS)}, got {task!r}, at --task")
-    words = {"names": names, "prompt": prompt}
-    asked = [name for name, value in {**given, **words}.items() if value is not None]
+    texts = {"words": words, "prompt": prompt}
+    asked = [name for name, value in {**given, **texts}.items() if value is not None]
     if task is None:
         if asked:
             raise UnigsError(f"expected --task with --{asked[0]}, got none of {', '.join(TASKS)}")
@@ -54,11 +54,11 @@ def check_request(
             )
     for name in asked:
         if name not in (*needs, *takes):
-            raise UnigsError(f"expected no --{name} for {task}, got {({**given, **words})[name]}")
-    if "names" in takes and not any(words.values()):
-        raise UnigsError(f"expected --names '[star, sand]' or --prompt for {task}, got neither")
-    if all(words.values()):
-        raise UnigsError("expected --names or --prompt, got both")
+            raise UnigsError(f"expected no --{name} for {task}, got {({**given, **texts})[name]}")
+    if "words" in takes and not any(texts.values()):
+        raise UnigsError(f"expected --words star sand or --prompt for {task}, got neither")
+    if all(texts.values()):
+        raise UnigsError("expected --words or --prompt, got both")
     if prompt is not None:
         check_text(prompt, "--prompt")
         if "prompt" in takes and not prompt.strip():
@@ -71,7 +71,7 @@ def list_inputs(task: str) -> tuple[list[str], list[str]]:
     needs = ["labels" if recipe.context == "colormap" else "image"]
     takes = ["prompt"]
     if recipe.draws:
-        takes.append("names")
+        takes.append("words")
     if recipe.local:  # a hole must be given, a place to search may be
         (needs if recipe.context == "masked image" else takes).append("mask")
     return needs, takes
@@ -85,7 +85,7 @@ def read_request(
     image: Path | None,
     mask: Path | None,
     labels: Path | None,
-    names: Sequence[str] | None,
+    words: Sequence[str] | None,
     prompt: str | None,
 ) -> TaskSample:
     """Read a user's files as the sample of one task; see :func:`sample_pictures`."""
@@ -102,7 +102,7 @@ def read_request(
     if given is not None and not given.any():
         raise UnigsError(f"expected an entity to synthesise, got only black, at {labels}")
     searches = RECIPES[task].context != "masked image"
-    spoken = speak_names(names or ())
+    spoken = speak_words(words or ())
     return TaskSample(
         key=Path(str(where)).name,
         index=0,
@@ -118,17 +118,17 @@ def read_request(
     )
 
 
-def speak_names(names: Sequence[str]) -> list[str]:
-    """Names as prompts say them.
+def speak_words(given: Sequence[str]) -> list[str]:
+    """Names of things as prompts say them.
 
     Raises:
         UnigsError: one without a word, or that is no text.
     """
-    spoken = [speak_category(name.strip()) for name in names]
-    for name, words in zip(names, spoken):
-        check_text(name, "--names")
+    spoken = [speak_category(name.strip()) for name in given]
+    for name, words in zip(given, spoken):
+        check_text(name, "--words")
         if not words.strip():
-            raise UnigsError(f"expected a name with a word in it, got {name!r}, at --names")
+            raise UnigsError(f"expected a name with a word in it, got {name!r}, at --words")
     return spoken
 
 

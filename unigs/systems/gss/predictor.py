@@ -57,6 +57,10 @@ class GSSPredictor:
         self.stages, self.side_px, self.name = stages, side_px, name
 
     @property
+    def multiple_px(self) -> int:
+        return self.stages.prior.told.stride
+
+    @property
     def options(self) -> dict[str, Any]:
         """What predictions depend on beside weights."""
         return {"smallest": SMALLEST, **self.stages.painting.to_json()}

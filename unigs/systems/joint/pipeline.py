@@ -153,7 +153,7 @@ class UniGSPipeline(DiffusionPipeline):
         """
         size = check_inputs(task, image, labels, coarse_mask).shape[-2:]
         how = self.resolve(task, sampling)
-        inner = fit_size(size[0], size[1], how.processing_resolution, self._multiple)
+        inner = fit_size(size[0], size[1], how.processing_resolution, self.multiple_px)
         known = self._fit_inputs(task, image, labels, coarse_mask, prompt, indices, inner)
         order = list(range(len(known.tasks)) if indices is None else indices)
         streams, colormap = self._sample(task, known, how, order, progress)
@@ -191,7 +191,8 @@ class UniGSPipeline(DiffusionPipeline):
         return decode_colormap(colormap, self.palette, mode=RECIPES[task].mode, decoder=decoder)
 
     @property
-    def _multiple(self) -> int:
+    def multiple_px(self) -> int:
+        """The sides at which the model runs are multiples of it."""
         return self.towers.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def _fit_inputs(self, task, image, labels, coarse_mask, prompt, indices, inner) -> Known:

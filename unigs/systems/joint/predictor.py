@@ -46,6 +46,10 @@ class JointPredictor:
     def side_px(self) -> int:
         return self.pipeline.side_px
 
+    @property
+    def multiple_px(self) -> int:
+        return self.pipeline.multiple_px
+
     def __call__(self, batch: Batch, progress: bool = False) -> Prediction:
         task = name_task(batch)
         recipe = RECIPES[task]

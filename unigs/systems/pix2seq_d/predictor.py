@@ -76,6 +76,10 @@ class BitPredictor:
     def side_px(self) -> int:
         return self.trained.side_px
 
+    @property
+    def multiple_px(self) -> int:
+        return self.trained.network.told.divisor
+
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Prediction:
         """Sample, decode and score.

@@ -1,0 +1,227 @@
+"""One order of a task verb, from what was typed to its files.
+
+What can be wrong with an order is said before the model is loaded: the model's own code, and torch
+with it, is imported by :func:`answer` once the first picture is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from unigs.files import DiskFull, hash_file
+from unigs.images import UnreadableImage
+from unigs.outputs import OutFolder
+from unigs.records import Skips, TaskSample, UnigsError, show
+from unigs.systems.sampling import Sampling
+from unigs.tasks import RECIPES
+from unigs.verbs.gather import SUFFIXES, Picture, gather_pictures
+from unigs.verbs.model import hash_model, list_versions, locate_model, name_system
+from unigs.verbs.request import list_inputs, read_request, speak_words
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What was typed.
+
+    Attributes:
+        verb, task: ``segment`` asks for ``entity``, and so on.
+        files: pictures, or label maps: files, folders, globs.
+        out, model, device, dtype, batch_size, sampling: see ``verbs.tasks``.
+        words: names of things; a task that draws nothing by name has none.
+        mask: a file, or a folder of them; None where the task has none.
+    """
+
+    verb: str
+    task: str
+    files: Sequence[str]
+    out: Path
+    model: Path | None
+    device: str
+    dtype: str
+    batch_size: int
+    sampling: Sampling
+    words: Sequence[str] = ()
+    mask: Path | None = None
+
+    @property
+    def option(self) -> str:
+        """Which input the files are: ``image`` or ``labels``."""
+        return list_inputs(self.task)[0][0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """A picture that was read.
+
+    Attributes:
+        picture: its file and names.
+        inputs: sha256 of each file, by option.
+        sample: at the picture's own size.
+    """
+
+    picture: Picture
+    inputs: Mapping[str, str]
+    sample: TaskSample
+
+
+def answer(order: Order) -> None:
+    """Carry an order out.
+
+    Raises:
+        UnigsError: what was typed leads nowhere; at the end, if a picture failed.
+    """
+    check_order(order)
+    model = locate_model(order.model)
+    root, pictures = gather_pictures(order.files, order.out, order.option.upper())
+    masks = pair_masks(order.mask, pictures)
+    folder = OutFolder(order.out, describe_order(order, model, root), {"versions": list_versions()})
+    todo = list(find_open(folder, pictures, masks))
+    if kept := len(pictures) - len(todo):
+        print(f"{kept} of {len(pictures)} are done already and kept, at {order.out}")
+    failed = Skips()
+    items = read_items(order, todo, masks, failed)
+    made, first = 0, next(items, None)
+    if first is not None:  # one that can be read is worth loading a model for
+        made = run_model(order, model, chain([first], items), len(todo), folder, failed)
+    folder.close({"made": made, "kept": kept, "failed": failed.counts})
+    tell_end(order, made, failed)
+
+
+def check_order(order: Order) -> None:
+    """Refuse words and numbers that no run can use.
+
+    Raises:
+        UnigsError: says the option.
+    """
+    if RECIPES[order.task].draws and not order.words:
+        raise UnigsError("expected words, as in --words star sand, got none")
+    speak_words(order.words)
+    if order.batch_size < 1:
+        raise UnigsError(f"expected 1 or more pictures, got {order.batch_size}, at --batch_size")
+
+
+def describe_order(order: Order, model: Path, root: Path) -> dict[str, Any]:
+    """What decides an answer, for the run's record."""
+    draws = RECIPES[order.task].draws_picture
+    return {
+        "verb": order.verb,
+        "task": order.task,
+        "words": list(order.words),
+        "model": {"system": name_system(model), "sha256": hash_model(model)},
+        "sampling": order.sampling.list_given(),
+        "dtype": order.dtype,
+        "images": str((order.out / "images").resolve() if draws else root),
+    }
+
+
+def pair_masks(mask: Path | None, pictures: Sequence[Picture]) -> dict[str, Path]:
+    """The mask of each picture, by key.
+
+    Raises:
+        UnigsError: no such file, one file for several pictures, or a picture without a mask.
+    """
+    if mask is None:
+        return {}
+    if not mask.is_dir():
+        if not mask.exists():
+            raise UnigsError(f"expected a mask, found nothing of this name: {mask}, at --mask")
+        if len(pictures) > 1:
+            raise UnigsError(
+                f"expected a folder of masks for {len(pictures)} pictures, got a file, at {mask}"
+            )
+        return {pictures[0].key: mask}
+    found = {path.stem: path for path in sorted(mask.iterdir()) if path.suffix.lower() in SUFFIXES}
+    for picture in pictures:
+        if picture.path.stem not in found:
+            raise UnigsError(f"expected a mask named {picture.path.stem}, found none, in {mask}")
+    return {picture.key: found[picture.path.stem] for picture in pictures}
+
+
+def find_open(
+    folder: OutFolder, pictures: Iterable[Picture], masks: Mapping[str, Path]
+) -> Iterator[Picture]:
+    """The pictures that are not done yet."""
+    for picture in pictures:
+        if not folder.has(picture.key, hash_inputs(picture, masks)):
+            yield picture
+
+
+def hash_inputs(picture: Picture, masks: Mapping[str, Path]) -> dict[str, str]:
+    """sha256 of each file that an answer is made of, by option; empty where it cannot be read."""
+    paths = {"picture": picture.path, **({"mask": masks[picture.key]} if masks else {})}
+    digests = {}
+    for option, path in paths.items():
+        try:
+            digests[option] = hash_file(path)
+        except OSError:
+            digests[option] = ""
+    return digests
+
+
+def read_items(
+    order: Order, pictures: Iterable[Picture], masks: Mapping[str, Path], failed: Skips
+) -> Iterator[Item]:
+    """Read one picture after the other; those that cannot be used are told and counted."""
+    for picture in pictures:
+        files = {"image": None, "labels": None, order.option: picture.path}
+        mask = masks.get(picture.key)
+        try:
+            sample = read_request(
+                order.task, files["image"], mask, files["labels"], order.words, None
+            )
+        except (UnigsError, MemoryError) as error:
+            tell_failure(failed, picture.path, error)
+            continue
+        yield Item(picture, hash_inputs(picture, masks), sample)
+
+
+def run_model(
+    order: Order, model: Path, items: Iterable[Item], count: int, folder: OutFolder, failed: Skips
+) -> int:
+    """Load the model and write an answer to each item; how many were made."""
+    from unigs.verbs.running import load_runner  # torch, from here on
+
+    runner = load_runner(order, model)
+    made = 0
+    refuse: Callable[[Item, Exception], None] = lambda item, error: tell_failure(
+        failed, item.picture.path, error
+    )
+    with tqdm(total=count, desc=order.verb, unit="picture") as bar:
+        for found in runner.run(items, refuse):
+            folder.write(found)
+            made += 1
+            bar.update(made + failed.total - bar.n)
+    return made
+
+
+def tell_failure(failed: Skips, path: Path, error: Exception) -> None:
+    """Count a picture that failed and say why, unless nothing can be written any more."""
+    if isinstance(error, DiskFull):
+        raise error
+    cause = error.__cause__
+    reason = cause.reason if isinstance(cause, UnreadableImage) else "picture that failed"
+    failed.add(reason, str(path))
+    said = str(error) or type(error).__name__
+    place = "" if str(path) in said else f", at {path}"
+    tqdm.write(f"left out: {show(said + place)}")
+
+
+def tell_end(order: Order, made: int, failed: Skips) -> None:
+    """Say what was written and where to look.
+
+    Raises:
+        UnigsError: pictures failed.
+    """
+    if made:
+        print(f"{made} of {made + failed.total} written; look first at {order.out / 'overlays'}")
+    if failed.total:
+        raise UnigsError(
+            f"expected {made + failed.total} usable pictures, got {failed.total} that are not: "
+            f"{failed}"
+        )

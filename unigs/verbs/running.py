@@ -1,0 +1,178 @@
+"""A model on a device -> answers at the full size of pictures, whatever its system.
+
+Pictures run at the size that the model was trained on, those of one size together. Their masks are
+enlarged to the pixels of the picture, and what was drawn is laid into it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unigs.data import stack_samples
+from unigs.outputs import Found
+from unigs.records import Prediction, TaskSample, UnigsError
+from unigs.systems.load import load_predictor
+from unigs.systems.pixels import fit_size, resize_labels, resize_pixels
+from unigs.systems.predictor import SystemPredictor
+from unigs.tasks import RECIPES
+from unigs.verbs.answer import Item, Order
+
+WAITING = 4
+"""Batches of pictures that may be held while others of their size are looked for."""
+
+Size = tuple[int, int]
+Refuse = Callable[[Item, Exception], None]
+
+
+def load_runner(order: Order, model: Path) -> Runner:
+    """The model of an order on its device.
+
+    Raises:
+        UnigsError: a damaged model, one of another system than the task needs, no such device, or
+            sampling that the model refuses.
+    """
+    device = choose_device(order.device)
+    predictor = load_predictor(str(model), device=device, sampling=order.sampling)
+    if order.task not in predictor.tasks:
+        raise UnigsError(
+            f"expected a model for {order.task}, got a {type(predictor).__name__}, which knows "
+            f"{', '.join(predictor.tasks)}, at {model}"
+        )
+    how = predictor.options.get(order.task, {})
+    side_px = how.get("processing_resolution") or predictor.side_px
+    return Runner(predictor, side_px, device, order.dtype, order.batch_size, order.words)
+
+
+def choose_device(name: str) -> str:
+    """A device that is there.
+
+    Raises:
+        UnigsError: none of that name.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        said = str(error).splitlines()[0]
+        raise UnigsError(f"expected a device of this machine, got {name}: {said}") from error
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """A loaded model and how it is run.
+
+    Attributes:
+        predictor: of any system, on ``device``.
+        side_px: short side at which pictures run.
+        device, dtype, batch_size, words: as ordered.
+    """
+
+    predictor: SystemPredictor
+    side_px: int
+    device: str
+    dtype: str
+    batch_size: int
+    words: Sequence[str]
+
+    def run(self, items: Iterable[Item], refuse: Refuse) -> Iterator[Found]:
+        """Answer all items, those of one size together.
+
+        Args:
+            items: read one after the other, so that few are in memory.
+            refuse: is told of each that the model refuses.
+
+        Raises:
+            MemoryError: the device has no room for a batch.
+        """
+        waiting: dict[Size, list[Item]] = {}
+        for item in items:
+            height, width = item.sample.labels.shape
+            size = fit_size(height, width, self.side_px, self.predictor.multiple_px)
+            waiting.setdefault(size, []).append(item)
+            if len(waiting[size]) >= self.batch_size:
+                yield from self.answer(waiting.pop(size), size, refuse)
+            elif sum(map(len, waiting.values())) >= WAITING * self.batch_size:
+                fullest = max(waiting, key=lambda one: len(waiting[one]))
+                yield from self.answer(waiting.pop(fullest), fullest, refuse)
+        for size, rest in waiting.items():
+            yield from self.answer(rest, size, refuse)
+
+    def answer(self, items: list[Item], size: Size, refuse: Refuse) -> Iterator[Found]:
+        """Answer items that run at one size; if one of them is refused, each by itself."""
+        try:
+            prediction = self.predict([fit_sample(item.sample, size) for item in items])
+        except torch.OutOfMemoryError as error:
+            raise MemoryError from error
+        except UnigsError as error:
+            if len(items) == 1:
+                refuse(items[0], error)
+                return
+            for item in items:
+                yield from self.answer([item], size, refuse)
+            return
+        for place, item in enumerate(items):
+            yield self.finish(item, prediction, place)
+
+    def predict(self, samples: list[TaskSample]) -> Prediction:
+        """One batch, on the CPU."""
+        with torch.no_grad(), self.set_precision():
+            made = self.predictor(stack_samples(samples))
+        return replace(
+            made, image=made.image.cpu(), colormap=made.colormap.cpu(), labels=made.labels.cpu()
+        )
+
+    def set_precision(self) -> AbstractContextManager[object]:
+        """Autocast to the precision that was asked for."""
+        if self.dtype == "auto":
+            return nullcontext()
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, getattr(torch, self.dtype))
+
+    def finish(self, item: Item, prediction: Prediction, place: int) -> Found:
+        """The answer to one item at its full size."""
+        sample = item.sample
+        size = sample.labels.shape
+        drawn = RECIPES[sample.task].draws_picture
+        scores = prediction.scores[place]
+        named = self.words[0] if len(self.words) == 1 else ""
+        names = [named] * len(scores) if prediction.names is None else prediction.names[place]
+        key = item.picture.key
+        return Found(
+            key=key,
+            file_name=f"{key}.png" if drawn else item.picture.file_name,
+            image=lay_in(sample, prediction.image[place]) if drawn else sample.image,
+            labels=resize_labels(prediction.labels[place][None], size)[0].numpy(),
+            scores=scores,
+            names=names,
+            inputs=item.inputs,
+            prompt=sample.prompt,
+            drawn=drawn,
+        )
+
+
+def fit_sample(sample: TaskSample, size: Size) -> TaskSample:
+    """A sample at another size, H x W."""
+    shrink = lambda labels: resize_labels(torch.from_numpy(labels)[None], size)[0].numpy()
+    return replace(
+        sample,
+        image=resize_pixels(torch.from_numpy(sample.image)[None], size)[0].numpy(),
+        labels=shrink(sample.labels),
+        ignored=shrink(sample.ignored),
+        coarse_mask=shrink(sample.coarse_mask),
+    )
+
+
+def lay_in(sample: TaskSample, drawn: torch.Tensor) -> np.ndarray:
+    """What was drawn, uint8 [3, h, w], at the sample's size; outside a hole its own pixels stay."""
+    pixels = resize_pixels(drawn[None], sample.labels.shape)[0].numpy()
+    if RECIPES[sample.task].context != "masked image":
+        return pixels
+    return np.where(sample.coarse_mask, pixels, sample.image)
