@@ -23,7 +23,7 @@ from PIL import Image
 
 from unigs.codec.maskige import paint_maskige, read_maskige
 from unigs.evaluation.fingerprint import describe_predictor
-from unigs.recipes.vq import VQ, crop_randomly, paint_randomly, revive_codes
+from unigs.recipes.vq import VQ, crop_randomly, measure_reading, paint_randomly, revive_codes
 from unigs.records import UnigsError
 from unigs.systems import GSS
 from unigs.systems.backbone import Backbone, Encoder
@@ -352,9 +352,28 @@ def test_random_maskiges_keep_shapes_and_crops_are_squares():
     assert torch.equal(crop_randomly(maskige, 20), maskige)
 
 
+def test_reading_costs_nothing_of_right_colours_and_much_of_others():
+    palette = choose_painting(TABLE, "farthest").palette
+    classes = torch.arange(len(palette)).repeat(2, 1)[:, None]  # [2, 1, K]
+    pixels = to_signed(paint_maskige(classes, palette))
+    right = measure_reading(pixels, classes, palette)
+    halfway = measure_reading((pixels + pixels.roll(1, -1)) / 2, classes, palette)
+    wrong = measure_reading(pixels.roll(1, -1), classes, palette)
+    assert right < 1e-3 < 0.5 < halfway < wrong
+
+
+def test_latents_stay_as_they_are_until_the_codebook_begins(monkeypatch):
+    model = VQ(total_steps=8, quantize_after=4)
+    monkeypatch.setattr(VQ, "revive", lambda *_: None)
+    latents = torch.randn(1, 16, 2, 2)
+    for step, same in ((3, True), (4, False)):
+        monkeypatch.setattr(VQ, "global_step", step)
+        assert torch.equal(model.quantize(latents)[0], latents) is same
+
+
 def test_the_recipe_saves_a_small_posterior_that_loads(shards, tmp_path):
     out = tmp_path / "vq"
-    model = VQ(total_steps=2, enlarge=1, crop_px=16, out=str(out))
+    model = VQ(total_steps=2, enlarge=1, crop_px=16, quantize_after=0, out=str(out))
     trainer = make_trainer(tmp_path)
     trainer.fit(model, make_data(shards))
     assert trainer.callback_metrics["train/used"] == 0  # none was, before the first step
