@@ -12,8 +12,10 @@ import pytest
 import torch
 from builders import build_data, build_unigs
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from unigs.callbacks import EMA, Evaluation, Preemption, SampledValidation, Throughput
+from unigs.callbacks.throughput import FlopCount, find_peak
 from unigs.checkpoints import read_checkpoint, read_ema
 from unigs.codec import Palette
 from unigs.data import UniGSData, stack_samples
@@ -392,7 +394,9 @@ def test_a_validation_is_no_waiting_for_data(base, shards, tmp_path, monkeypatch
     monkeypatch.setattr("unigs.callbacks.throughput.time.perf_counter", lambda: clock[0])
     callback = Throughput(every_n_steps=2)
     trainer = SimpleNamespace(world_size=1, state=SimpleNamespace(fn="fit"), sanity_checking=False)
-    module = SimpleNamespace(log=lambda name, value, **more: logged.update({name: value}))
+    module = SimpleNamespace(
+        log=lambda name, value, **more: logged.update({name: value}), device=torch.device("cpu")
+    )
     batch = [None] * 3
 
     def wait(seconds: float) -> None:
@@ -411,9 +415,43 @@ def test_a_validation_is_no_waiting_for_data(base, shards, tmp_path, monkeypatch
         callback.on_validation_epoch_end(trainer, module)
         callback.on_validation_end(trainer, module)
     callback.on_train_batch_end(trainer, module, None, batch, 1)
+    assert logged.pop("perf/peak_memory_gib") > 0
     assert logged == {
-        "perf/validation_s": 100.0, "perf/data_wait": 0.25, "perf/samples_per_s": 0.75
+        "perf/validation_s": 100.0, "perf/data_wait": 0.25, "perf/wait_s": 2.0,
+        "perf/samples_per_s": 0.75, "perf/samples_per_s_device": 0.75,
     }  # fmt: skip
+
+
+def test_operations_are_those_of_both_passes_and_of_what_is_frozen(base, shards):
+    """Against the counter's own sum over a whole step, in which conv_in alone has no input's."""
+    dataset = make_data(shards).make_dataset("train", True, dict.fromkeys(TASKS, 1.0))
+    batch = stack_samples([dataset[i].sample for i in range(4)])
+    model = make_model(base, gradient_checkpointing=True)
+    model.configure_model()
+    count = FlopCount(model.network)
+    model.losses(batch)
+    found = count.close()
+    model = make_model(base)
+    model.configure_model()
+    with FlopCounterMode(display=False) as counter:
+        sum(part.mean() for part in model.losses(batch).values()).backward()
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert found > counter.get_total_flops()
+    assert not model.network._forward_hooks
+
+
+def test_the_share_of_the_devices_peak_is_logged_where_the_peak_is_known(
+    base, shards, tmp_path, monkeypatch
+):
+    assert find_peak(torch.device("cpu")) is None
+    monkeypatch.setattr("unigs.callbacks.throughput.find_peak", lambda device: 1e12)
+    callback = Throughput(1)
+    trainer = make_trainer(tmp_path, max_steps=2, callbacks=[callback])
+    trainer.fit(make_model(base), make_data(shards))
+    logged = trainer.logged_metrics
+    expected = float(logged["perf/samples_per_s"]) * callback._flops / 4 / 1e12
+    assert float(logged["perf/mfu"]) == pytest.approx(expected)
+    assert callback._flops > 1e7
 
 
 def test_noise_and_timesteps_follow_the_seed_of_the_data(base, shards, monkeypatch):
