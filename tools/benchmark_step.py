@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64, help="of the pictures, px")
     parser.add_argument("--batch", type=int, default=8, help="samples a step")
     parser.add_argument("--steps", type=int, default=10, help="measured, after 3 of warm-up")
-    parser.add_argument("--compile", choices=("none", "blocks", "whole"), default="none")
+    parser.add_argument("--compile", action="store_true", help="our UNet")
     parser.add_argument("--checkpointing", action="store_true", help="of gradients, in both")
     told = parser.parse_args()
     warnings.filterwarnings("ignore")

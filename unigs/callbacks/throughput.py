@@ -34,6 +34,7 @@ class FlopCount:
 
     def __init__(self, network: nn.Module) -> None:
         self._open = ExitStack()
+        self._open.enter_context(torch.compiler.set_stance("force_eager"))  # a graph hides its own
         self._counter = self._open.enter_context(FlopCounterMode(display=False))
         self._trained = 0
         for hook in (
