@@ -52,6 +52,17 @@ def test_colours_do_not_depend_on_the_numbers_of_entities(labels: torch.Tensor, 
     assert torch.equal(encode_colormap(renamed), encode_colormap(labels))
 
 
+@settings(max_examples=20, deadline=None)
+@given(label_maps(most=25), st.integers(0, 40), st.sampled_from(["location", "scaled", "random"]))
+def test_a_largest_label_that_is_known_changes_no_colour(labels, more, kind) -> None:
+    palette, seeds = Palette(kind, 5), [3]
+    expected = encode_colormap(labels[None], palette, seeds=seeds)
+    largest = int(labels.max()) + more
+    assert torch.equal(
+        encode_colormap(labels[None], palette, seeds=seeds, largest=largest), expected
+    )
+
+
 def test_colours_do_not_depend_on_the_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     maps = torch.randint(0, 60, (4, 20, 30), generator=generator)

@@ -50,6 +50,7 @@ def test_a_rank_that_is_left_alone_gives_up_after_minutes(monkeypatch, tmp_path)
     words = [*words_for(CONFIGS[0].parent / "joint.yaml"), "--trainer.precision=32-true"]
     cli = make_cli([*words, "--trainer.accelerator=cpu", "--trainer.devices=2"], run=False)
     assert cli.trainer.strategy._timeout == RANK_TIMEOUT
+    assert cli.trainer.strategy._ddp_kwargs["gradient_as_bucket_view"]
 
 
 def test_joint_is_the_papers_recipe():

@@ -20,6 +20,7 @@ def make_data(shards, **changes) -> UniGSData:
 
 def assert_same(first: Batch, second: Batch) -> None:
     assert (first.keys, first.prompts, first.names) == (second.keys, second.prompts, second.names)
+    assert first.largest == second.largest == int(first.labels.max())
     for name in ("index", "task", "image", "labels", "ignored", "coarse_mask"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
 

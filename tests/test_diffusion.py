@@ -254,6 +254,8 @@ def test_balanced_weights_count_pixels_at_0_and_entities_at_1():
     labels[0, 2:5, 3:8] = 2
     labels[1, 4:, 3:] = 7
     assert torch.equal(balance_sizes(labels, (16, 16), 0.0), torch.ones(2, 1, 16, 16))
+    known = balance_sizes(labels, (4, 4), 1.0, largest=9)
+    assert torch.equal(known, balance_sizes(labels, (4, 4), 1.0))
     weight = balance_sizes(labels, (16, 16), 1.0)[:, 0]
     for one, mine in zip(weight, labels):
         sums = torch.stack([one[mine == label].sum() for label in mine.unique()])

@@ -37,6 +37,7 @@ def test_one_optimiser_step_of_the_full_joint_model(tmp_path, monkeypatch):
     make_base(str(tmp_path / "base"), preset="sd15")
     changes = {
         "model.base": tmp_path / "base",
+        "model.compute.gradient_checkpointing": "true",
         "data.shards": f"[{tmp_path / 'shards'}]",
         "data.loading.global_batch_size": 1,
         "data.loading.num_workers": 0,

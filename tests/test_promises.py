@@ -114,6 +114,7 @@ def read_state(path: Path) -> dict:
 
 SAVERS = [
     {"every_n_train_steps": 1},
+    {"every_n_train_steps": 2, "save_last": "link"},
     {"every_n_epochs": 1},
     {"every_n_epochs": 1, "save_on_train_epoch_end": True},
     {"train_time_interval": timedelta(0)},
@@ -468,6 +469,17 @@ def test_a_folder_of_another_run_is_refused_before_anything_is_written(shards, t
     with pytest.raises(OtherRun, match=r"data\.mixture"):
         fit(shards, tmp_path, data=make_data(shards, task_ratios={"entity": 1.0}))
     assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_a_link_to_the_last_checkpoint_is_replaced_and_never_followed(shards, tmp_path):
+    """The end of a run is written beside the file that the link named, which stays whole."""
+    saver = {"every_n_train_steps": 4, "save_last": "link", "filename": "{step}"}
+    fit(shards, tmp_path, saver=saver, max_steps=4)
+    assert (tmp_path / "last.ckpt").readlink() == Path("step=4.ckpt")
+    fit(shards, tmp_path, saver=saver, max_steps=5, resume=tmp_path / "last.ckpt")
+    assert not (tmp_path / "last.ckpt").is_symlink()
+    steps = {p.name: read_checkpoint(p)["global_step"] for p in tmp_path.glob("*.ckpt")}
+    assert steps == {"step=4.ckpt": 4, "last.ckpt": 5}
 
 
 def test_a_damaged_record_is_told(shards, tmp_path):

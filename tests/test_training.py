@@ -12,8 +12,10 @@ import pytest
 import torch
 from builders import build_data, build_unigs
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from unigs.callbacks import EMA, Evaluation, Preemption, SampledValidation, Throughput
+from unigs.callbacks.throughput import FlopCount, find_peak
 from unigs.checkpoints import read_checkpoint, read_ema
 from unigs.codec import Palette
 from unigs.data import UniGSData, stack_samples
@@ -23,6 +25,8 @@ from unigs.records import TASKS, UnigsError
 from unigs.runs import OtherRun
 from unigs.systems import UniGS
 from unigs.systems.balance import balance_sizes
+from unigs.systems.joint.base import load_components
+from unigs.systems.joint.module import Compute
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.load import load_system
 from unigs.systems.sampling import Sampling
@@ -338,6 +342,73 @@ def test_ema_follows_the_average_of_the_weights(base, shards, tmp_path):
     torch.testing.assert_close(ema.state_dict()["weights"]["conv_in.weight"], expected)
 
 
+def test_validation_sees_the_average_and_copies_nothing(base, shards, tmp_path):
+    """Each tensor stays where it lies; the weights are back after a validation or an error."""
+    seen = []
+
+    class Watch(Callback):
+        def on_validation_batch_start(self, trainer, pl_module, *args) -> None:
+            weight, average = pl_module.unet.conv_in.weight, ema._averages["conv_in.weight"]
+            seen.append((weight.data_ptr(), average.data_ptr()))
+            if trainer.global_step == 4:
+                raise UnigsError("expected an error, got one, in this test")
+
+    model, ema = make_model(base), EMA(0.9)
+    trainer = make_trainer(
+        tmp_path, callbacks=[ema, Watch()], limit_val_batches=1, val_check_interval=2, max_steps=6,
+        check_val_every_n_epoch=None,
+    )  # fmt: skip
+    with pytest.raises(UnigsError):
+        trainer.fit(model, make_data(shards))
+    weight, average = model.unet.conv_in.weight, ema.state_dict()["weights"]["conv_in.weight"]
+    assert seen == [(average.data_ptr(), average.data_ptr())] * 2
+    assert weight.data_ptr() != average.data_ptr()
+    assert not torch.equal(weight, average)
+
+
+def test_the_fused_optimiser_steps_as_the_plain_one_and_takes_its_state(base, shards, tmp_path):
+    """A run that began with the plain one goes on, with the same losses within rounding."""
+
+    class Plain(UniGS):
+        def configure_optimizers(self):
+            told = super().configure_optimizers()
+            for group in told["optimizer"].param_groups:
+                group["fused"] = self._asked["fused"] = None
+            return told
+
+        def on_load_checkpoint(self, checkpoint) -> None:
+            """Leaves the state as it was saved."""
+
+    def train(kind, folder, steps, resume=None) -> UniGS:
+        saver = ModelCheckpoint(folder, every_n_train_steps=2, filename="{step}", save_top_k=-1)
+        trainer = make_trainer(folder, callbacks=[saver], max_steps=steps, gradient_clip_val=1.0)
+        model = make_model(base)
+        model.__class__ = kind
+        trainer.fit(model, make_data(shards), ckpt_path=resume)
+        return model
+
+    Plain.__name__ = "UniGS"
+    plain = train(Plain, tmp_path / "plain", 4)
+    fused = train(UniGS, tmp_path / "fused", 4, tmp_path / "plain" / "step=2.ckpt")
+    assert fused.trainer.optimizers[0].param_groups[0]["fused"]
+    losses = [float(model.trainer.logged_metrics["train/loss"]) for model in (plain, fused)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)  # biases before a norm follow rounding
+
+
+def test_chunks_change_latents_by_rounding_alone(base):
+    towers = load_components(base).towers
+    pixels = torch.randint(0, 256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    whole = towers.encode_pixels(pixels.to(torch.uint8))
+    sizes = []
+    encode = towers.vae.encode
+    towers.vae.encode = lambda part: sizes.append(len(part)) or encode(part)
+    towers.encode_chunk = 2
+    torch.testing.assert_close(towers.encode_pixels(pixels.to(torch.uint8)), whole)
+    assert sizes == [2, 2, 1]
+    with pytest.raises(UnigsError, match="encode_chunk"):
+        Compute(encode_chunk=0)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_a_checkpoint_that_resumes_exactly(fitted, base, shards, tmp_path, number):
     class Strike(Callback):
@@ -392,7 +463,9 @@ def test_a_validation_is_no_waiting_for_data(base, shards, tmp_path, monkeypatch
     monkeypatch.setattr("unigs.callbacks.throughput.time.perf_counter", lambda: clock[0])
     callback = Throughput(every_n_steps=2)
     trainer = SimpleNamespace(world_size=1, state=SimpleNamespace(fn="fit"), sanity_checking=False)
-    module = SimpleNamespace(log=lambda name, value, **more: logged.update({name: value}))
+    module = SimpleNamespace(
+        log=lambda name, value, **more: logged.update({name: value}), device=torch.device("cpu")
+    )
     batch = [None] * 3
 
     def wait(seconds: float) -> None:
@@ -411,9 +484,43 @@ def test_a_validation_is_no_waiting_for_data(base, shards, tmp_path, monkeypatch
         callback.on_validation_epoch_end(trainer, module)
         callback.on_validation_end(trainer, module)
     callback.on_train_batch_end(trainer, module, None, batch, 1)
+    assert logged.pop("perf/peak_memory_gib") > 0
     assert logged == {
-        "perf/validation_s": 100.0, "perf/data_wait": 0.25, "perf/samples_per_s": 0.75
+        "perf/validation_s": 100.0, "perf/data_wait": 0.25, "perf/wait_s": 2.0,
+        "perf/samples_per_s": 0.75, "perf/samples_per_s_device": 0.75,
     }  # fmt: skip
+
+
+def test_operations_are_those_of_both_passes_and_of_what_is_frozen(base, shards):
+    """Against the counter's own sum over a whole step, in which conv_in alone has no input's."""
+    dataset = make_data(shards).make_dataset("train", True, dict.fromkeys(TASKS, 1.0))
+    batch = stack_samples([dataset[i].sample for i in range(4)])
+    model = make_model(base, gradient_checkpointing=True)
+    model.configure_model()
+    count = FlopCount(model.network)
+    model.losses(batch)
+    found = count.close()
+    model = make_model(base)
+    model.configure_model()
+    with FlopCounterMode(display=False) as counter:
+        sum(part.mean() for part in model.losses(batch).values()).backward()
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert found > counter.get_total_flops()
+    assert not model.network._forward_hooks
+
+
+def test_the_share_of_the_devices_peak_is_logged_where_the_peak_is_known(
+    base, shards, tmp_path, monkeypatch
+):
+    assert find_peak(torch.device("cpu")) is None
+    monkeypatch.setattr("unigs.callbacks.throughput.find_peak", lambda device: 1e12)
+    callback = Throughput(1)
+    trainer = make_trainer(tmp_path, max_steps=2, callbacks=[callback])
+    trainer.fit(make_model(base), make_data(shards))
+    logged = trainer.logged_metrics
+    expected = float(logged["perf/samples_per_s"]) * callback._flops / 4 / 1e12
+    assert float(logged["perf/mfu"]) == pytest.approx(expected)
+    assert callback._flops > 1e7
 
 
 def test_noise_and_timesteps_follow_the_seed_of_the_data(base, shards, monkeypatch):

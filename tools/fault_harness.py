@@ -134,7 +134,7 @@ def draw_run(chance: random.Random) -> Run:
         ends_by="max_epochs" if by_epochs else "max_steps",
         total=chance.randint(2, 4) if by_epochs else chance.randint(6, 25),
         saver=tuple(chance.choice(savers).items()),
-        saves_last=chance.choice([True, False, None]),
+        saves_last=chance.choice([True, False, None, "link"]),
         validation=tuple(chance.choice(validations).items()),
         preemption_first=chance.random() < 0.5,
         sanity=chance.choice([0, 0, 2]),

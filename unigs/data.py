@@ -83,6 +83,7 @@ def stack_samples(samples: Sequence[TaskSample]) -> Batch:
         labels=stack("labels"),
         ignored=stack("ignored"),
         coarse_mask=stack("coarse_mask")[:, None],
+        largest=max(int(s.labels.max()) for s in samples),
     )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -168,9 +168,10 @@ class Batch:
     Attributes:
         keys, prompts, asked, names: lists of length B.
         seed: of the stream.
-        index: int64 [B]. task: int64 [B], place in ``TASKS``.
+        index: int64 [B]. task: int64 [B], place in ``TASKS``. Both stay on the host.
         image: uint8 [B, 3, H, W]. labels: int32 [B, H, W].
         ignored: bool [B, H, W]. coarse_mask: bool [B, 1, H, W].
+        largest: the largest label, so that no device is asked for it; None: not known.
     """
 
     keys: list[str]
@@ -184,23 +185,26 @@ class Batch:
     labels: torch.Tensor
     ignored: torch.Tensor
     coarse_mask: torch.Tensor
+    largest: int | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch on another device; its lists stay. Lightning calls this."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with its pixels on another device. Lightning calls this.
+
+        A copy to a GPU is not waited for; a copy from one is.
+        """
+        ahead = str(device).startswith("cuda")
+        return self._map(lambda pixels: pixels.to(device, non_blocking=ahead and pixels.is_cpu))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory. A ``DataLoader`` with ``pin_memory`` calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed: dict[str, Any] = {
-            k: v if isinstance(v, (list, int)) else change(v) for k, v in values.items()
-        }
+        pixels = ("image", "labels", "ignored", "coarse_mask")
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in pixels}
         return replace(self, **changed)
 
 

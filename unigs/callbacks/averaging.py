@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-from diffusers.training_utils import EMAModel
+import torch
 from lightning.pytorch.callbacks import Callback
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA(Callback):
@@ -18,19 +19,24 @@ class EMA(Callback):
 
     def __init__(self, decay: float = 0.9999) -> None:
         self.decay = decay
-        self._ema: EMAModel | None = None
-        self._restored: dict[str, Any] | None = None
+        self._averages: dict[str, torch.Tensor] = {}
+        self._restored: dict[str, Any] = {}
+        self._steps = 0
         self._seen_steps = 0
+        self._trained: list[torch.Tensor] = []  # the weights themselves, while averages stand there
+
+    def decay_at(self, step: int) -> float:
+        """What is left of the average at a step, from 0, which takes the weights as they are."""
+        return min(self.decay, (1 + step) / (10 + step)) if step else 0.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         named = dict(pl_module.network.named_parameters())  # type: ignore[union-attr]
-        self._names = list(named)
-        self._ema = EMAModel(list(named.values()), decay=self.decay)
-        if self._restored is not None:
-            self._ema.shadow_params = [self._restored["weights"][name] for name in self._names]
-            self._ema.optimization_step = self._restored["steps"]
-            self._restored = None
-        self._ema.to(pl_module.device)
+        known, self._steps = self._restored.get("weights", named), self._restored.get("steps", 0)
+        self._averages = {
+            name: known[name].detach().to(weight.device, copy=True)
+            for name, weight in named.items()
+        }
+        self._restored = {}
 
     def on_train_start(self, trainer, pl_module) -> None:
         self._seen_steps = trainer.global_step  # a resumed run knows it only now
@@ -38,12 +44,18 @@ class EMA(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.global_step > self._seen_steps:  # not while gradients accumulate
             self._seen_steps = trainer.global_step
-            self._ema.step(pl_module.network.parameters())  # type: ignore[union-attr]
+            weights = [weight.detach() for weight in pl_module.network.parameters()]
+            update = get_ema_multi_avg_fn(self.decay_at(self._steps))
+            update(list(self._averages.values()), weights, None)
+            self._steps += 1
 
     def on_validation_start(self, trainer, pl_module) -> None:
-        if self._ema is not None:
-            self._ema.store(pl_module.network.parameters())
-            self._ema.copy_to(pl_module.network.parameters())
+        """Let the averages stand for the weights; nothing is copied."""
+        if self._averages:
+            weights = list(pl_module.network.parameters())
+            self._trained = [weight.data for weight in weights]
+            for weight, average in zip(weights, self._averages.values(), strict=True):
+                weight.data = average
 
     def on_validation_end(self, trainer, pl_module) -> None:
         self._swap_back(pl_module)
@@ -53,14 +65,13 @@ class EMA(Callback):
         self._swap_back(pl_module)
 
     def _swap_back(self, pl_module) -> None:
-        if self._ema is not None and self._ema.temp_stored_params is not None:
-            self._ema.restore(pl_module.network.parameters())
+        if self._trained:
+            for weight, trained in zip(pl_module.network.parameters(), self._trained, strict=True):
+                weight.data = trained
+            self._trained = []
 
     def state_dict(self) -> dict[str, Any]:
-        if self._ema is None:
-            return {}
-        weights = dict(zip(self._names, self._ema.shadow_params))
-        return {"weights": weights, "steps": self._ema.optimization_step}
+        return {"weights": self._averages, "steps": self._steps} if self._averages else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict or None
+        self._restored = state_dict

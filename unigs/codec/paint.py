@@ -46,6 +46,7 @@ def encode_colormap(
     collisions: Literal["nearest", "paper"] = "nearest",
     overflow: Literal["error", "drop"] = "error",
     skips: Skips | None = None,
+    largest: int | None = None,
 ) -> Tensor:
     """Paint each entity with a legal colour (Eq. 4).
 
@@ -59,6 +60,8 @@ def encode_colormap(
         overflow: with more entities than the palette's capacity, ``error`` raises and ``drop``
             paints the smallest of them black and counts them in ``skips``.
         skips: the tally that ``drop`` writes to.
+        largest: the largest label of labels that are known to be in order: then nothing is read
+            back from their device. None: they are looked at.
 
     Returns:
         uint8 [B, 3, H, W] or [3, H, W].
@@ -70,17 +73,21 @@ def encode_colormap(
         >>> encode_colormap(torch.tensor([[0, 1], [0, 1]]), Palette(cells=7)).shape
         torch.Size([3, 2, 2])
     """
-    _check_labels(labels)
+    _check_labels(labels, largest)
     batch = labels.long() if labels.dim() == 3 else labels[None].long()
     if not labels.numel():
         return labels.new_zeros(*labels.shape[:-2], 3, *labels.shape[-2:], dtype=torch.uint8)
-    entities = _measure_entities(batch, palette)
-    entities = _limit_entities(entities, palette.capacity, overflow, skips)
+    count = 1 + (int(batch.max()) if largest is None else largest)
+    entities = _measure_entities(batch, palette, count)
+    if count - 1 > palette.capacity or largest is None:
+        entities = _limit_entities(entities, palette.capacity, overflow, skips)
     homes = palette.homes(labels.device)
     if homes is None:
         colour = _draw_colours(entities.area, palette, seeds)
     else:
-        cell = _settle(entities, homes) if collisions == "nearest" else entities.cell
+        cell = entities.cell
+        if collisions == "nearest":
+            cell = _settle(entities, homes, None if largest is None else largest - 1)
         colour = palette.colours(labels.device)[cell]
     colour = torch.where(entities.area > 0, colour, 0)
     table = legal_colours(labels.device)[colour]  # [B, L + 1, 3]
@@ -89,7 +96,7 @@ def encode_colormap(
     return painted if labels.dim() == 3 else painted[0]
 
 
-def _check_labels(labels: Tensor) -> None:
+def _check_labels(labels: Tensor, largest: int | None) -> None:
     where = "in encode_colormap"
     if labels.dim() not in (2, 3):
         raise PaletteError(
@@ -97,14 +104,14 @@ def _check_labels(labels: Tensor) -> None:
         )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise PaletteError(f"expected integer labels, got {labels.dtype}, {where}")
-    if labels.numel() and int(labels.min()) < 0:
+    if largest is None and labels.numel() and int(labels.min()) < 0:
         raise PaletteError(f"expected labels >= 0, got {int(labels.min())}, {where}")
 
 
-def _measure_entities(labels: Tensor, palette: Palette) -> Entities:
-    """Area, first pixel, cell and centre of every label of int64 [B, H, W]."""
+def _measure_entities(labels: Tensor, palette: Palette, count: int) -> Entities:
+    """Area, first pixel, cell and centre of every label, 0..count - 1, of int64 [B, H, W]."""
     b, h, w = labels.shape
-    cells, count = palette.cells, int(labels.max()) + 1
+    cells = palette.cells
     key = (labels + torch.arange(b, device=labels.device)[:, None, None] * count).reshape(-1)
 
     def total(values: Tensor) -> Tensor:
@@ -162,8 +169,14 @@ def _rank_entities(entities: Entities) -> Tensor:
     return order.argsort(dim=1)
 
 
-def _settle(entities: Entities, homes: Tensor) -> Tensor:
-    """Give every entity a cell of its own: the largest at home, the others where it is free."""
+def _settle(entities: Entities, homes: Tensor, rounds: int | None) -> Tensor:
+    """Give every entity a cell of its own: the largest at home, the others where it is free.
+
+    Args:
+        entities: of all images.
+        homes: of the palette.
+        rounds: at least as many as an image has entities without a home; None: just as many.
+    """
     present, home = entities.area > 0, entities.cell
     b, device = len(home), home.device
     rank = torch.where(present, _rank_entities(entities), home.shape[1])
@@ -173,7 +186,7 @@ def _settle(entities: Entities, homes: Tensor) -> Tensor:
     homeless = present & (best.gather(1, home) != rank)
     cell, image = home.clone(), torch.arange(b, device=device)
     order = torch.where(homeless, rank, home.shape[1]).argsort(dim=1, stable=True)
-    for step in range(int(homeless.sum(1).max())):
+    for step in range(int(homeless.sum(1).max()) if rounds is None else rounds):
         who = order[:, step]
         moves = homeless[image, who]
         distance = (entities.centre[image, who][:, None] - homes).square().sum(-1)

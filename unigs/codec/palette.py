@@ -12,6 +12,7 @@ the table's upper left corner, where neighbours are the same as in the whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -79,15 +80,7 @@ class Palette:
         Cell by cell, row by row; ``scaled`` has such a grid for each size class, smallest and
         bluest first.
         """
-        if self.kind == "random":
-            return torch.arange(1, self.capacity + 1, device=device)
-        if self.kind == "location":
-            table = torch.tensor(CELL_COLOURS, device=device)
-            return table[: self.cells, : self.cells].reshape(-1)
-        level = torch.arange(self.cells, device=device)
-        blue = len(LEVELS) - 1 - torch.arange(SIZES, device=device)
-        blue = blue if self.kind == "scaled" else blue.new_full((1,), 2)
-        return (level * 25 + level[:, None] * 5 + blue[:, None, None]).reshape(-1)
+        return _number_colours(self, device)
 
     def homes(self, device: torch.device | str = "cpu") -> Tensor | None:
         """Where entities of each colour belong, in cells; None where colours tell no places.
@@ -96,15 +89,35 @@ class Palette:
             float64 [capacity, 2] for row and column of the cell's middle; for ``scaled``
             [capacity, 3], with the middle of the size class.
         """
-        if self.kind == "random":
-            return None
-        axes = [torch.arange(self.cells, device=device, dtype=torch.double) + 0.5] * 2
-        if self.kind != "scaled":
-            return torch.cartesian_prod(*axes)
-        size = torch.arange(SIZES, device=device, dtype=torch.double) + 0.5
-        return torch.cartesian_prod(size, *axes)[:, [1, 2, 0]]
+        return None if self.kind == "random" else _place_homes(self, device)
 
 
+# Made once a device: a copy to it for every batch would be waited for.
+
+
+@cache
+def _number_colours(palette: Palette, device: torch.device | str) -> Tensor:
+    if palette.kind == "random":
+        return torch.arange(1, palette.capacity + 1, device=device)
+    if palette.kind == "location":
+        table = torch.tensor(CELL_COLOURS)[: palette.cells, : palette.cells]
+        return table.reshape(-1).to(device)
+    level = torch.arange(palette.cells, device=device)
+    blue = len(LEVELS) - 1 - torch.arange(SIZES, device=device)
+    blue = blue if palette.kind == "scaled" else blue.new_full((1,), 2)
+    return (level * 25 + level[:, None] * 5 + blue[:, None, None]).reshape(-1)
+
+
+@cache
+def _place_homes(palette: Palette, device: torch.device | str) -> Tensor:
+    axes = [torch.arange(palette.cells, device=device, dtype=torch.double) + 0.5] * 2
+    if palette.kind != "scaled":
+        return torch.cartesian_prod(*axes)
+    size = torch.arange(SIZES, device=device, dtype=torch.double) + 0.5
+    return torch.cartesian_prod(size, *axes)[:, [1, 2, 0]]
+
+
+@cache
 def legal_colours(device: torch.device | str = "cpu") -> Tensor:
     """All 125 legal colours, black first, red slowest, blue fastest, uint8 [125, 3]."""
     levels = torch.tensor(LEVELS, dtype=torch.uint8, device=device)

@@ -40,11 +40,10 @@ class FiniteSteps(Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         losses, batches = torch.stack(self._losses), self._batches
         self._losses, self._batches = [], []
-        checks = [torch.isfinite(losses).all()]
+        fine = torch.isfinite(losses).all()
         if getattr(trainer.precision_plugin, "scaler", None) is None:
-            checks.append(is_gradient_finite(optimizer))
-        loss_is_finite, *gradient = torch.stack(checks).tolist()  # one wait for the device
-        if trainer.strategy.reduce_boolean_decision(loss_is_finite, all=True) and all(gradient):
+            fine = fine & is_gradient_finite(optimizer)
+        if trainer.strategy.reduce(fine.float(), reduce_op="min").item():  # a step's only wait
             return
         self.skipped += 1
         step = trainer.global_step + 1

@@ -74,6 +74,7 @@ class Preemption(Callback):
         self._moment = "start"  # start, step, data, validation or end
         self._trainer: L.Trainer | None = None
         self._shared_batches = 0
+        self._step = 0  # the last one that the ranks could agree at
         self._old: dict[int, Any] = {}
 
     def setup(self, trainer, pl_module, stage: str) -> None:
@@ -93,7 +94,7 @@ class Preemption(Callback):
         self._moment = "end"  # a second signal must not stop the saving
 
     def on_train_start(self, trainer, pl_module) -> None:
-        self._moment = "start"
+        self._moment, self._step = "start", trainer.global_step
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -101,14 +102,21 @@ class Preemption(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self._moment = "data"
-        step = trainer.global_step
-        due = step % self.every_n_steps == 0 or trainer.is_last_batch
-        if trainer.world_size == 1:
-            agreed = self._signalled
-        else:
-            agreed = due and trainer.strategy.reduce_boolean_decision(self._signalled, all=False)
-        if agreed:
+        if self._agree_to_end(trainer):
             raise Preempted("step", agreed=True)
+        if self._signalled:  # noted in the step: the next batch may never come
+            signal.setitimer(signal.ITIMER_REAL, self.patience_s)
+
+    def _agree_to_end(self, trainer: L.Trainer) -> bool:
+        """Whether all ranks end here: never inside a window of accumulation, to lose none of it."""
+        step, before = trainer.global_step, self._step
+        self._step = step
+        if step == before:
+            return False
+        if trainer.world_size == 1:
+            return self._signalled
+        due = step % self.every_n_steps == 0 or trainer.is_last_batch
+        return due and trainer.strategy.reduce_boolean_decision(self._signalled, all=False)
 
     def on_validation_start(self, trainer, pl_module) -> None:
         if self._moment == "start":  # the sanity check

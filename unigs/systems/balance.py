@@ -16,6 +16,7 @@ def balance_sizes(
     size: tuple[int, int],
     power: float,
     coarse_mask: torch.Tensor | None = None,
+    largest: int | None = None,
 ) -> torch.Tensor:
     """Weights of the latent cells that favour small entities.
 
@@ -30,6 +31,7 @@ def balance_sizes(
         size: h, w of the latent grid.
         power: 0 or more.
         coarse_mask: bool [B, 1, H, W], True is to be filled or searched; None: everywhere.
+        largest: the largest label; None: it is looked up, which waits for the device.
 
     Returns:
         float [B, 1, h, w] of mean 1 in each picture.
@@ -37,7 +39,8 @@ def balance_sizes(
     flat = labels.flatten(1).long() + 1
     if coarse_mask is not None:
         flat = flat * (coarse_mask.flatten(1) | (flat > 1))
-    area_px = flat.new_zeros(len(flat), int(flat.max()) + 1)
+    count = 2 + largest if largest is not None else int(flat.max()) + 1
+    area_px = flat.new_zeros(len(flat), count)
     area_px.scatter_add_(1, flat, torch.ones_like(flat))
     weight = area_px.gather(1, flat).view(labels.shape).float() ** -power
     pooled = nn.functional.adaptive_avg_pool2d(weight[:, None], size)

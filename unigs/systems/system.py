@@ -25,6 +25,7 @@ from unigs.records import TASKS, Batch, UnigsError
 from unigs.runs import Rule
 from unigs.systems.predictor import SystemPredictor
 from unigs.systems.sampling import Sampling
+from unigs.systems.sending import send
 
 
 class Learner(L.LightningModule):
@@ -165,12 +166,11 @@ class System(Learner):
         """The weighted losses of one batch of mixed tasks; logged by part and by task."""
         parts = self.losses(batch)  # [B] each
         loss = sum(self.loss_weights[name] * part for name, part in parts.items()).mean()  # type: ignore[union-attr]
-        size, rows = len(batch), batch.task.tolist()  # one wait for the device, not one per log
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        rows = batch.task.tolist()
         for name, part in parts.items():
-            self.log(f"train/{name}", part.detach().mean(), batch_size=size)
-            for row in sorted(set(rows)):
-                mean = part.detach()[batch.task == row].mean()
+            self.log(f"train/{name}", part.detach().mean(), batch_size=len(batch))
+            for row, mean in average_by_task(part.detach(), rows).items():
                 self.log(f"train/{TASKS[row]}/{name}", mean, batch_size=rows.count(row))
         return loss
 
@@ -189,7 +189,10 @@ class System(Learner):
             lr=told.learning_rate,
             betas=tuple(told.betas),  # type: ignore[arg-type]
             weight_decay=told.weight_decay,
+            fused=True,
         )
+        # Lightning takes it for one that unscales inside of its step, and would refuse to clip.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: told.rate_at(step))
         (group,) = optimizer.param_groups
         self._asked = {name: value for name, value in group.items() if name != "params"}
@@ -226,6 +229,8 @@ class System(Learner):
                     f"expected {name} of shape {mine.get(name, 'none')} for {self.describe()}, "
                     f"the checkpoint has {theirs.get(name, 'none')}"
                 )
+        for group in (g for o in checkpoint.get("optimizer_states", []) for g in o["param_groups"]):
+            group["fused"] = True  # also of a run that began otherwise: its counters then move too
         averaged = read_ema(checkpoint)
         if averaged and self._trainer is not None and self.trainer.state.fn != "fit":
             named = {f"{prefix}{name}": w for name, w in averaged.items()}
@@ -234,6 +239,18 @@ class System(Learner):
     def describe(self) -> str:
         """The network in a few words, for messages."""
         return type(self).__name__
+
+
+def average_by_task(values: torch.Tensor, rows: list[int]) -> dict[int, torch.Tensor]:
+    """Mean over the samples of each task that is there, float32 [] by its row.
+
+    Args:
+        values: float32 [B], on any device.
+        rows: of its samples; a mask would be counted by the device, and waited for.
+    """
+    there = sorted(set(rows))
+    share = torch.tensor([[(row == mine) / rows.count(row) for mine in rows] for row in there])
+    return dict(zip(there, (send(share, values.device) * values).sum(1), strict=True))
 
 
 def to_plain(value: Any) -> Any:

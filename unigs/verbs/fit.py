@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed import DistError
 
 from unigs.checkpoints import find_last
@@ -63,8 +64,9 @@ class UnigsCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        if hasattr(trainer.strategy, "_timeout"):
+        if isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy._timeout = RANK_TIMEOUT
+            trainer.strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

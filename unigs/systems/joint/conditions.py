@@ -17,6 +17,7 @@ from unigs.codec import Palette, encode_colormap
 from unigs.records import TASKS, Batch, UnigsError
 from unigs.systems.joint.towers import FrozenTowers
 from unigs.systems.pixels import to_signed
+from unigs.systems.sending import send
 from unigs.tasks import RECIPES
 
 
@@ -66,7 +67,9 @@ def read_batch(batch: Batch, palette: Palette) -> Known:
         tasks=[TASKS[row] for row in batch.task.tolist()],
         prompts=batch.prompts,
         image=batch.image,
-        colormap=encode_colormap(batch.labels, palette, seeds=batch.index.tolist()),
+        colormap=encode_colormap(
+            batch.labels, palette, seeds=batch.index.tolist(), largest=batch.largest
+        ),
         coarse_mask=batch.coarse_mask,
     )
 
@@ -107,7 +110,7 @@ def _encode(
         mask=shrink_mask(known.coarse_mask, context.shape[-2:]),
         context=context,
         text=towers.encode_text(known.prompts),
-        task=torch.tensor([TASKS.index(task) for task in known.tasks]).to(context.device),
+        task=send(torch.tensor([TASKS.index(task) for task in known.tasks]), context.device),
     )
     return conditions, latents
 
@@ -119,11 +122,15 @@ def _take_pictures(known: Known, kind: str, rows: list[int]) -> Tensor:
     """
     pixels = known.colormap if kind == "colormap" else known.image
     assert pixels is not None, f"{kind} is needed as a context"
-    whole = len(rows) == len(pixels)
-    signed = to_signed(pixels if whole else pixels[rows])
+    signed = to_signed(_take_rows(pixels, rows))
     if kind == "masked image":
-        signed = signed * ~(known.coarse_mask if whole else known.coarse_mask[rows])
+        signed = signed * ~_take_rows(known.coarse_mask, rows)
     return signed
+
+
+def _take_rows(values: Tensor, rows: list[int]) -> Tensor:
+    """``values[rows]``, whose list would be copied to the device, and waited for."""
+    return values if len(rows) == len(values) else torch.stack([values[row] for row in rows])
 
 
 def shrink_mask(mask: Tensor, size: Sequence[int]) -> Tensor:

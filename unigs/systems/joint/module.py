@@ -37,12 +37,21 @@ class Compute:
         compile: ``torch.compile`` the UNet.
         channels_last: NHWC memory format for UNet and VAE, faster for convolutions.
         towers_dtype: precision of the frozen VAE and text encoder.
+        encode_chunk: pictures that the VAE encodes at a time, at 512 px 0.3 GiB each; None: all.
     """
 
     gradient_checkpointing: bool = False
     compile: bool = False
     channels_last: bool = False
     towers_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    encode_chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.encode_chunk is not None and self.encode_chunk < 1:
+            raise UnigsError(
+                f"expected at least 1 picture at a time, got {self.encode_chunk}, "
+                "at model.compute.encode_chunk"
+            )
 
 
 MOVED = {
@@ -149,6 +158,7 @@ class UniGS(System):
         components = load_components(self.base, self.revision)
         self.unet = widen_unet(components.unet)
         self.towers = components.towers.to(getattr(torch, self.compute.towers_dtype))
+        self.towers.encode_chunk = self.compute.encode_chunk
         self.scheduler = components.scheduler
         asked = self.objective.prediction_type
         kind = resolve_prediction_type(asked, self.scheduler, self.base)

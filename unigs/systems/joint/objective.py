@@ -7,6 +7,7 @@ are functions of (seed, index) alone, so a resumed or re-scaled run sees the sam
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,6 +18,7 @@ from unigs.systems.joint.conditions import Conditions
 from unigs.systems.joint.denoiser import denoise
 from unigs.systems.joint.towers import LATENT_CHANNELS
 from unigs.systems.noise import draw_noise, draw_timesteps
+from unigs.systems.sending import send
 from unigs.tasks import RECIPES
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
@@ -70,9 +72,10 @@ def measure_losses(
         float32 [B] by branch, ``image`` and ``colormap``, without the branches' weights.
     """
     indices = batch.index.tolist()
-    noise = draw_noise(batch.seed, indices, clean.shape[1:], "noise").to(clean.device)
+    noise = draw_noise(batch.seed, indices, clean.shape[1:], "noise")
+    noise = send(noise, clean.device)
     steps = scheduler.config.num_train_timesteps
-    timesteps = draw_timesteps(batch.seed, indices, steps).to(clean.device)
+    timesteps = send(draw_timesteps(batch.seed, indices, steps), clean.device)
     given = given_streams(conditions.task)  # [B, 2]
     shifted = shift_timesteps(timesteps, steps, objective.mask_timestep_shift)
     timesteps = torch.where(given[:, 0], shifted, timesteps)
@@ -81,7 +84,7 @@ def measure_losses(
     target = regression_target(scheduler, clean, noise, timesteps)
     grid = (clean.shape[-2], clean.shape[-1])
     known = known_share(batch.ignored, grid)  # [B, 1, h, w]
-    balance = (batch.labels, grid, objective.size_balance, batch.coarse_mask)
+    balance = (batch.labels, grid, objective.size_balance, batch.coarse_mask, batch.largest)
     weight = balance_sizes(*balance) if objective.size_balance else 1.0
     image, colormap = branch_losses(prediction, target, known, weight)  # [B] each
     share = torch.where(given, objective.given_weight, 1.0)  # [B, 2]
@@ -140,8 +143,15 @@ def snr_weights(
 
 def given_streams(task: torch.Tensor) -> torch.Tensor:
     """Which streams equal the context, image and colormap: bool [B, 2] for int64 [B] tasks."""
-    given = [RECIPES[TASKS[i]].given for i in task.tolist()]
-    return torch.tensor([[g == "image", g == "colormap"] for g in given], device=task.device)
+    return _list_given(task.device)[task]
+
+
+@cache
+def _list_given(device: torch.device) -> torch.Tensor:
+    """Row by task, bool [len(TASKS), 2]; made once a device."""
+    given = [RECIPES[task].given for task in TASKS]
+    with torch.inference_mode(False):  # a validation may ask first, and training goes on with it
+        return torch.tensor([[g == "image", g == "colormap"] for g in given]).to(device)
 
 
 def branch_losses(

@@ -14,6 +14,7 @@ from torch import nn
 
 from unigs.systems.joint.tokens import as_utf8
 from unigs.systems.pixels import to_signed, to_uint8
+from unigs.systems.sending import send
 
 LATENT_CHANNELS = 4
 
@@ -25,10 +26,12 @@ class FrozenTowers(nn.Module):
         vae: ``AutoencoderKL``; its config gives the pixel factor and the latent scale.
         text_encoder: ``CLIPTextModel``.
         tokenizer: ``CLIPTokenizer``.
+        encode_chunk: pictures that the VAE encodes at a time, which bounds its memory; None: all.
     """
 
-    def __init__(self, vae, text_encoder, tokenizer) -> None:
+    def __init__(self, vae, text_encoder, tokenizer, encode_chunk: int | None = None) -> None:
         super().__init__()
+        self.encode_chunk = encode_chunk
         self.vae = vae.eval().requires_grad_(False)
         self.text_encoder = text_encoder.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -52,9 +55,11 @@ class FrozenTowers(nn.Module):
         Returns:
             float32 [B, 4, h, w].
         """
-        signed = to_signed(pixels) if pixels.dtype == torch.uint8 else pixels
-        latent = self.vae.encode(signed.to(self.vae.dtype)).latent_dist.mode()
-        return latent.float() * self.vae.config.scaling_factor  # [B, 4, h, w]
+        parts = [
+            self.vae.encode(_sign(part).to(self.vae.dtype)).latent_dist.mode()
+            for part in pixels.split(self.encode_chunk or len(pixels))
+        ]
+        return torch.cat(parts).float() * self.vae.config.scaling_factor  # [B, 4, h, w]
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
@@ -70,5 +75,9 @@ class FrozenTowers(nn.Module):
             [as_utf8(text) for text in prompts], padding="max_length", max_length=length,
             truncation=True, return_tensors="pt",
         )  # fmt: skip
-        ids = tokens.input_ids.to(self.text_encoder.device)
+        ids = send(tokens.input_ids, self.text_encoder.device)
         return self.text_encoder(ids)[0].float()  # [B, L, D]
+
+
+def _sign(pixels: torch.Tensor) -> torch.Tensor:
+    return to_signed(pixels) if pixels.dtype == torch.uint8 else pixels
