@@ -158,7 +158,7 @@ def rate_pixels(tally: Mapping[str, Entries]) -> dict[str, np.ndarray]:
     Returns:
         float64 [] or [R] each.
     """
-    shared_px, _, true_px = np.sum([*tally.values()], axis=0) if tally else np.zeros(3)
+    shared_px, _, true_px = np.array([*tally.values()]).sum(0) if tally else np.zeros(3)
     classes = [entries for name, entries in tally.items() if name != NOTHING]
     shared, predicted, true = _stack(classes, 3)
     either = predicted + true
@@ -273,7 +273,7 @@ class SemanticQuality(ClassMetric):
     measure = staticmethod(measure_pixels)
 
     def summarise(self, tally: Tally) -> dict[str, float]:
-        return rate_pixels(tally)
+        return {name: float(value) for name, value in rate_pixels(tally).items()}
 
 
 class PanopticClassQuality(ClassMetric):
@@ -283,7 +283,8 @@ class PanopticClassQuality(ClassMetric):
     measure = staticmethod(measure_segments)
 
     def summarise(self, tally: Tally) -> dict[str, float]:
-        return rate_segments(*split_kinds(tally, self.table))
+        figures = rate_segments(*split_kinds(tally, self.table))
+        return {name: float(value) for name, value in figures.items()}
 
 
 def _number(one: Named, table: ClassTable) -> torch.Tensor:
