@@ -42,7 +42,7 @@ quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one 
 	@echo "Done. What there is now:"
 	@echo "  $(RUN)/data       three data sets in the layouts of COCO, Open Images and EntitySeg"
 	@echo "  $(RUN)/shards     the same as WebDataset shards; check: unigs shards verify --out $(RUN)/shards"
-	@echo "  $(RUN)/pipeline   the trained model: UniGSPipeline.load('$(RUN)/pipeline')"
+	@echo "  $(RUN)/pipeline   the trained model: UniGSPipeline.from_pretrained('$(RUN)/pipeline')"
 	@echo "  $(RUN)/sheet.png  condition, image, colormap, decoded masks, truth for each task: look at it"
 	@echo "  $(RUN)/sheet-shipped.png  the same scenes by the model that ships with the package, trained longer"
 	@echo "  curves            $(BIN)/tensorboard --logdir runs"

@@ -28,7 +28,7 @@ def sample_ours(pipeline, image, mask, guidance: float, solver: str) -> torch.Te
     sampling = Sampling(
         num_inference_steps=STEPS, solver=solver, guidance_scale=guidance, seed=SEED
     )
-    return pipeline(
+    return pipeline.predict(
         "inpainting", image=image, coarse_mask=mask, prompt=WORDS, indices=INDICES,
         sampling=sampling,
     ).image  # fmt: skip

@@ -152,8 +152,8 @@ def test_what_a_text_encoder_does_not_read_is_told_once(pipeline):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for _ in range(2):
-            pipeline("referring", image=image, prompt=long, **FAST)
-        pipeline("referring", image=image, prompt="referring: find star.", **FAST)
+            pipeline.predict("referring", image=image, prompt=long, **FAST)
+        pipeline.predict("referring", image=image, prompt="referring: find star.", **FAST)
     told = [str(w.message) for w in caught if w.category is UnigsWarning]
     assert len(told) == 1
     assert "and zebra" in told[0]
@@ -180,7 +180,7 @@ def test_any_category_name_is_only_text_to_every_task(pipeline, name):
         given = {"labels": labels} if RECIPES[task].context == "colormap" else {"image": image}
         prompt = write_prompt(task, [name])
         assert (name in prompt) == ("{names}" in RECIPES[task].prompt)
-        pipeline(task, prompt=prompt, coarse_mask=mask, **given, **FAST)
+        pipeline.predict(task, prompt=prompt, coarse_mask=mask, **given, **FAST)
 
 
 # --- text from data stays text -------------------------------------------------------------------

@@ -432,7 +432,7 @@ def test_the_pipeline_is_asked_for_each_task_by_its_own_conditions(data, pipelin
             "entity": {"image": batch.image},
         }[task]
         words = {"prompt": batch.prompts, "indices": batch.index.tolist()}
-        again = pipeline(task, **given, **words, sampling=ONE_STEP)
+        again = pipeline.predict(task, **given, **words, sampling=ONE_STEP)
         assert torch.equal(made.labels, again.labels)
         assert torch.equal(made.image, again.image)
         if task == "inpainting":

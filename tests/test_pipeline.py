@@ -27,7 +27,7 @@ FIELDS = {field.name for field in fields(Sampling)}
 def run(pipeline, task, **call):
     """A call whose options of sampling stand beside its inputs."""
     how = {name: call.pop(name) for name in list(call) if name in FIELDS}
-    return pipeline(task, **call, sampling=Sampling(**how))
+    return pipeline.predict(task, **call, sampling=Sampling(**how))
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def test_each_picture_is_answered_as_the_pipeline_answers_it_alone(folder, photo
         key = name.rsplit(".", 1)[0].replace("/", "-")
         pixels = np.asarray(Image.open(Path("photos", name)).convert("RGB"))
         image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
-        truth = pipeline("entity", image=image, sampling=how, indices=[0]).labels[0]
+        truth = pipeline.predict("entity", image=image, sampling=how, indices=[0]).labels[0]
         assert alone[key].shape == size
         np.testing.assert_array_equal(alone[key], truth.numpy())
         np.testing.assert_array_equal(batched[key], alone[key])
@@ -178,7 +178,7 @@ def test_a_painted_picture_is_that_of_the_pipeline_at_full_size(folder, photos, 
     how = Sampling(num_inference_steps=1, processing_resolution=pipeline.side_px)
     prompt = write_prompt("synthesis", ["star", "sand"])
     given = torch.from_numpy(labels)[None]
-    truth = pipeline("synthesis", labels=given, prompt=prompt, sampling=how, indices=[0])
+    truth = pipeline.predict("synthesis", labels=given, prompt=prompt, sampling=how, indices=[0])
     drawn = np.asarray(Image.open("out/images/map.png"), int).transpose(2, 0, 1)
     assert np.abs(drawn - truth.image[0].numpy()).max() <= 1
 

@@ -74,6 +74,14 @@ class Sampling:
                 told = ", ".join(map(str, kinds))
                 raise UnigsError(f"expected one of {told}, got {value!r}, at sampling.{name}")
 
+    def count_noises(self, task: str) -> int:
+        """Colormaps that are averaged: one where the picture is drawn too."""
+        return 1 if RECIPES[task].draws_picture else self.ensemble_size or 1
+
+    def count_steps(self, task: str) -> int:
+        """Steps of all noises, of a resolved record."""
+        return self.count_noises(task) * (self.num_inference_steps or 0)
+
     def over(self, other: Sampling) -> Sampling:
         """This one, and what it leaves open as ``other`` says."""
         mine, theirs = asdict(self), asdict(other)
@@ -83,6 +91,8 @@ class Sampling:
         """The fields that are not None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
+
+OPTIONS = tuple(field.name for field in fields(Sampling))
 
 LEAST: dict[str, int | None] = {
     "num_inference_steps": 1,
@@ -146,7 +156,7 @@ def read_remembered(stored: Any, where: Any) -> dict[str, Sampling]:
     """
     if not isinstance(stored, Mapping):
         raise UnigsError(f"expected sampling by task, got {stored!r}, at {where}")
-    known = {field.name for field in fields(Sampling)}
+    known = set(OPTIONS)
     read = {}
     for task, options in stored.items():
         if task not in (ALL, *TASKS):

@@ -1,8 +1,9 @@
-"""``UniGSPipeline``: one call, conditions -> ``Prediction``.
+"""``UniGSPipeline``: one call, pictures and words -> pictures and masks.
 
-In: a task, its pictures, masks and words. Out: the generated or kept image, the generated colormap
-and its decoded masks, at the size of the input. Every component is a stock class, so the folder
-that ``save_pretrained`` writes holds weights anyone can load without our code.
+A call takes and gives what pipelines of diffusers do. Beneath it, :meth:`UniGSPipeline.predict` is
+the exact path of training and evaluation: tensors of one size in, a ``Prediction`` out. Every
+component is a stock class, so the folder that ``save_pretrained`` writes holds weights anyone can
+load without our code.
 
 Stages: fit the input to the latent grid; encode what is known; denoise both streams together;
 decode; split the colormap into masks; return to the input's size.
@@ -10,9 +11,11 @@ decode; split the colormap into masks; return to the input's size.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +24,31 @@ from diffusers import DiffusionPipeline
 
 from unigs.codec import Decoded, Palette, decode_colormap, encode_colormap
 from unigs.codec.guided_filter import filter_colormap
+from unigs.files import new_file
 from unigs.records import Prediction, UnigsError, UnigsWarning, show
 from unigs.systems.folders import check_digests, write_digests
 from unigs.systems.joint.base import load_folder
 from unigs.systems.joint.conditions import Known, check_inputs, encode_conditions, list_prompts
 from unigs.systems.joint.denoiser import is_joint
 from unigs.systems.joint.folders import list_files, read_settings
-from unigs.systems.joint.sampler import draw_ensemble, plan_passes, sample_streams
+from unigs.systems.joint.manners import Asked, gather_asked
+from unigs.systems.joint.output import OUTPUT_TYPES, UniGSOutput, collect_output
+from unigs.systems.joint.sampler import OnStep, draw_ensemble, plan_passes, sample_streams
 from unigs.systems.joint.tokens import check_vocabulary, find_cut
 from unigs.systems.joint.towers import LATENT_CHANNELS, FrozenTowers
 from unigs.systems.pixels import fit_size, resize_labels, resize_pixels
-from unigs.systems.sampling import Sampling, read_remembered, resolve_sampling
+from unigs.systems.sampling import OPTIONS, Sampling, read_remembered, resolve_sampling
 from unigs.tasks import RECIPES
 from unigs.weights import in_words
+
+TINY = Path(__file__).parents[2] / "assets" / "pipeline"
+"""The model that ships."""
+
+DOOR = "from unigs import UniGSPipeline  # read by: custom_pipeline=<this folder>\n"
+"""All of the folder's ``pipeline.py``, by which diffusers finds this class."""
+
+FAR = 4
+"""Pictures whose short side is this many times what the model learnt are warned of."""
 
 
 class UniGSPipeline(DiffusionPipeline):
@@ -50,9 +65,11 @@ class UniGSPipeline(DiffusionPipeline):
             ``all``; what a call asks for comes first.
 
     Example:
-        >>> pipe = UniGSPipeline.load("runs/quickstart/pipeline")  # doctest: +SKIP
-        >>> pipe("entity", image=picture).labels  # doctest: +SKIP
+        >>> pipe = UniGSPipeline.from_pretrained("tiny")  # doctest: +SKIP
+        >>> pipe("referring", image=picture, prompt="star").labels[0]  # doctest: +SKIP
     """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
 
     vae: Any
     text_encoder: Any
@@ -75,6 +92,7 @@ class UniGSPipeline(DiffusionPipeline):
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
         )
+        self._told_size = False
         self.register_to_config(
             palette=asdict(self.palette),
             sampling={task: one.list_given() for task, one in self.sampling.items()},
@@ -99,9 +117,29 @@ class UniGSPipeline(DiffusionPipeline):
             **settings,
         )  # fmt: skip
 
+    @classmethod
+    def from_pretrained(cls, source="tiny", torch_dtype=None, **hub) -> UniGSPipeline:
+        """A pipeline from a folder, from a hub, or the one that ships.
+
+        Args:
+            source: folder that ``unigs export`` wrote, a hub id of one, or ``tiny``, made for
+                drawings of 64 px. A hub is asked for an id only, never for a folder.
+            torch_dtype: of all weights; float32 by default.
+            hub: ``revision``, ``cache_dir``, ``token``, ``local_files_only`` of the hub's download.
+
+        Raises:
+            UnigsError: no such folder, or no pipeline of ours there; names the file.
+        """
+        folder = TINY if source == "tiny" else Path(source)
+        if not folder.is_dir() and is_hub_id(str(source)):
+            folder = fetch_pipeline(str(source), **hub)
+        return cls.load(str(folder)).to(torch_dtype or torch.float32)
+
     def save_pretrained(self, save_directory, **options) -> None:
-        """As diffusers does it, with the digests of all parts beside them."""
+        """As diffusers does it, with digests of all parts and a door for ``custom_pipeline``."""
         super().save_pretrained(save_directory, **options)
+        with new_file(Path(save_directory) / "pipeline.py") as temp:
+            temp.write_text(DOOR)
         write_digests(Path(save_directory), list_files(Path(save_directory)))
 
     @property
@@ -121,6 +159,99 @@ class UniGSPipeline(DiffusionPipeline):
     def __call__(
         self,
         task: str,
+        image: Any = None,
+        *,
+        mask_image: Any = None,
+        labels: Any = None,
+        prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Any = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> UniGSOutput | tuple[Any, ...]:
+        """Run one task on one picture or many, of any sizes.
+
+        Args:
+            task: ``inpainting``, ``synthesis``, ``referring`` or ``entity``.
+            image: PIL picture, array [H, W, 3], tensor [3, H, W], a list or a batch of them; all
+                tasks but synthesis need it. Floats are 0..1, or -1..1 if any is below 0.
+            mask_image: white is to be filled or searched; inpainting needs it.
+            labels: whole numbers [H, W], the entities to draw, 0 = nothing; synthesis needs it.
+            prompt: bare words, such as ``star``, or a whole prompt of the task (``referring: find
+                star.``); one for all pictures, or one each.
+            num_images_per_prompt: answers a picture, of as many noises.
+            generator: of torch, or a list of one per answer; None: noise by the answer's place, the
+                same in every call.
+            output_type: ``pil``, ``np`` or ``pt``.
+            return_dict: False for a tuple of the output's fields.
+            callback_on_step_end: called as ``(pipeline, step, timestep, {"latents": latents})``;
+                may return ``{"latents": latents}`` to go on with.
+            options: of :class:`unigs.Sampling`: ``num_inference_steps``, ``guidance_scale``,
+                ``entity_guidance_scale``, ``ensemble_size``, ``processing_resolution``, ...; what
+                is not given is as the model remembers.
+
+        Returns:
+            ``UniGSOutput``, in the order of the pictures, at their sizes.
+
+        Raises:
+            UnigsError: an unknown task or option, an input that is missing or of a form that is not
+                read, steps that no solver can run.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise UnigsError(
+                f"expected one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}, at output_type"
+            )
+        asked = gather_asked(
+            task, image, mask_image, labels, prompt, num_images_per_prompt, generator
+        )
+        how = self._size_for(task, read_options(options), asked)
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for place, one in enumerate(asked):
+            by_size.setdefault(one.size, []).append(place)
+        answers: dict[int, tuple[Prediction, int, str]] = {}
+        steps = self.resolve(task, how).count_steps(task) * len(by_size)
+        with self.progress_bar(total=steps) as bar:
+            for places in by_size.values():
+                part = [asked[place] for place in places]
+                on_step = self._follow(bar, callback_on_step_end)
+                made = self.predict(task, **stack_asked(part), sampling=how, on_step=on_step)
+                for k, place in enumerate(places):
+                    answers[place] = (made, k, asked[place].word)
+        self.maybe_free_model_hooks()
+        output = collect_output([answers[place] for place in range(len(asked))], output_type)
+        return output if return_dict else output.to_tuple()
+
+    def _follow(self, bar: Any, callback: Callable[..., Any] | None) -> OnStep:
+        """What is done behind each step: the bar moves, and the user's function is called."""
+
+        def on_step(step: int, timestep: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+            bar.update()
+            said = callback(self, step, timestep, {"latents": state}) if callback else None
+            return (said or {}).get("latents", state)
+
+        return on_step
+
+    def _size_for(self, task: str, how: Sampling, asked: Sequence[Asked]) -> Sampling:
+        """Run at the size that the model learnt, unless it or the user says another."""
+        largest = max(min(one.size) for one in asked)
+        if largest >= FAR * self.side_px and not self._told_size:
+            self._told_size = True
+            warnings.warn(
+                f"expected pictures of about {self.side_px} px, as this model learnt, got one of "
+                f"{largest} px: it is run at another size, and masks are coarse",
+                UnigsWarning,
+                stacklevel=3,
+            )
+        if self.resolve(task, how).processing_resolution is None:
+            return replace(how, processing_resolution=self.side_px)
+        return how
+
+    @torch.no_grad()
+    def predict(
+        self,
+        task: str,
         *,
         image: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -128,9 +259,9 @@ class UniGSPipeline(DiffusionPipeline):
         prompt: str | Sequence[str] | None = None,
         sampling: Sampling | None = None,
         indices: Sequence[int] | None = None,
-        progress: bool = False,
+        on_step: OnStep | None = None,
     ) -> Prediction:
-        """Run one task on a batch of inputs of one size.
+        """Run one task on a batch of inputs of one size: the path of training and evaluation.
 
         Args:
             task: ``inpainting``, ``synthesis``, ``referring`` or ``entity``.
@@ -141,7 +272,7 @@ class UniGSPipeline(DiffusionPipeline):
             prompt: one per input, in the words of ``tasks.write_prompt``; entity needs none.
             sampling: what to do in another way than the model remembers.
             indices: of the samples; with the seed they decide the noise; default 0...
-            progress: show a bar over the steps.
+            on_step: see :func:`unigs.systems.joint.sampler.sample_streams`.
 
         Returns:
             ``Prediction`` at the input's size. For inpainting the known pixels are the input's; for
@@ -156,7 +287,7 @@ class UniGSPipeline(DiffusionPipeline):
         inner = fit_size(size[0], size[1], how.processing_resolution, self.multiple_px)
         known = self._fit_inputs(task, image, labels, coarse_mask, prompt, indices, inner)
         order = list(range(len(known.tasks)) if indices is None else indices)
-        streams, colormap = self._sample(task, known, how, order, progress)
+        streams, colormap = self._sample(task, known, how, order, on_step)
         answer = self.decode(task, colormap, known.image, how)
         if not RECIPES[task].draws_picture:
             picture = image.to(colormap.device)  # type: ignore[union-attr]
@@ -197,7 +328,7 @@ class UniGSPipeline(DiffusionPipeline):
 
     def _fit_inputs(self, task, image, labels, coarse_mask, prompt, indices, inner) -> Known:
         """What is known, on the device, at the size the model runs at."""
-        device = self.unet.device
+        device = self._execution_device
         batch = len(labels if image is None else image)
         mask = torch.ones((batch, *inner), dtype=torch.bool, device=device)
         if coarse_mask is not None:
@@ -225,7 +356,7 @@ class UniGSPipeline(DiffusionPipeline):
             warnings.warn(f"{told}; the prompt: {show(prompt)!r}", UnigsWarning, stacklevel=2)
 
     def _sample(
-        self, task: str, known: Known, how: Sampling, indices: Sequence[int], progress: bool
+        self, task: str, known: Known, how: Sampling, indices: Sequence[int], on_step: OnStep | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Clean streams [B, 8, h, w] of the last noise; the mean colormap uint8 [B, 3, H, W]."""
         towers = self.towers
@@ -233,11 +364,56 @@ class UniGSPipeline(DiffusionPipeline):
         passes = plan_passes(task, towers, conditions, how)
         context = conditions.context
         shape = (2 * LATENT_CHANNELS, *context.shape[-2:])
-        size = 1 if RECIPES[task].draws_picture else how.ensemble_size
+        size = how.count_noises(task)
         colormaps = []
-        for noise in draw_ensemble(how.seed, indices, shape, size):  # type: ignore[arg-type]
+        for noise in draw_ensemble(how.seed or 0, indices, shape, size):
             streams = sample_streams(
-                self.unet, self.scheduler, passes, noise.to(context.device), how, task * progress
+                self.unet, self.scheduler, passes, noise.to(context.device), how, on_step
             )
             colormaps.append(towers.decode_latents(streams[:, LATENT_CHANNELS:]).float())
         return streams, torch.stack(colormaps).mean(0).round().to(torch.uint8)
+
+
+def read_options(options: dict[str, Any]) -> Sampling:
+    """``Sampling`` of a call's further options.
+
+    Raises:
+        UnigsError: an unknown one, with the nearest that is known, or a value of a wrong type.
+    """
+    for name in options.keys() - set(OPTIONS):
+        near = get_close_matches(name, OPTIONS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UnigsError(f"expected options of {', '.join(OPTIONS)}, got {name!r}{hint}")
+    return Sampling(**options)
+
+
+def stack_asked(asked: Sequence[Asked]) -> dict[str, Any]:
+    """Pictures of one size as inputs of :meth:`UniGSPipeline.predict`."""
+    parts = {
+        "image": [one.image for one in asked],
+        "labels": [one.labels for one in asked],
+        "coarse_mask": [one.mask for one in asked],
+    }
+    return {
+        **{name: None if part[0] is None else torch.stack(part) for name, part in parts.items()},
+        "prompt": [one.prompt for one in asked],
+        "indices": [one.index for one in asked],
+    }
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a hub may know it: ``name`` or ``owner/name``."""
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None and source[0] not in ".~"
+
+
+def fetch_pipeline(source: str, **hub: Any) -> Path:
+    """The folder of a hub's pipeline, downloaded once; only files that a loader reads.
+
+    Raises:
+        UnigsError: neither a folder nor a pipeline of the hub.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.safetensors"]
+    with in_words("a folder, a hub id of a pipeline, or tiny", repr(source)):
+        return Path(snapshot_download(source, allow_patterns=patterns, **hub))

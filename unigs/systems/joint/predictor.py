@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from tqdm import tqdm
 
 from unigs.codec import Decoder
 from unigs.files import new_folder
@@ -54,16 +55,23 @@ class JointPredictor:
         task = name_task(batch)
         recipe = RECIPES[task]
         batch = batch.to(self.pipeline.unet.device)
-        return self.pipeline(
-            task,
-            image=None if recipe.context == "colormap" else batch.image,
-            labels=batch.labels if recipe.context == "colormap" else None,
-            coarse_mask=batch.coarse_mask if recipe.local else None,
-            prompt=batch.prompts,
-            sampling=self._asked,
-            indices=batch.index.tolist(),
-            progress=progress,
-        )
+        steps = self.pipeline.resolve(task, self._asked).count_steps(task)
+        with tqdm(total=steps, desc=task, disable=not progress, leave=False) as bar:
+
+            def on_step(step: int, timestep: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+                bar.update()
+                return state
+
+            return self.pipeline.predict(
+                task,
+                image=None if recipe.context == "colormap" else batch.image,
+                labels=batch.labels if recipe.context == "colormap" else None,
+                coarse_mask=batch.coarse_mask if recipe.local else None,
+                prompt=batch.prompts,
+                sampling=self._asked,
+                indices=batch.index.tolist(),
+                on_step=on_step,
+            )
 
     def decode_again(self, batch: Batch, prediction: Prediction, decoder: str) -> Prediction:
         """The same prediction with the masks that another decoder finds in its colormap."""

@@ -5,14 +5,13 @@ In: conditions, noise and a resolved ``Sampling``. Out: clean streams.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UniPCMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, UniPCMultistepScheduler
 from torch import Tensor
-from tqdm import tqdm
 
 from unigs.records import UnigsError
 from unigs.systems.joint.conditions import Conditions
@@ -22,6 +21,9 @@ from unigs.systems.joint.towers import FrozenTowers
 from unigs.systems.noise import draw_noise
 from unigs.systems.sampling import Sampling, Solver
 from unigs.tasks import RECIPES
+
+OnStep = Callable[[int, Tensor, Tensor], Tensor]
+"""Step 0..., timestep and state -> the state to go on with."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +43,8 @@ def make_solver(scheduler: Any, solver: Solver, steps: int) -> Any:
     """A sampling scheduler with the training schedule's betas and trailing timesteps.
 
     ``ddim`` is the paper's (200 steps); ``unipc`` is the few-step default. "Trailing" starts from
-    the last training step, where samples are nearly noise, whatever the number of steps.
+    the last training step, where samples are nearly noise, whatever the number of steps. A
+    scheduler that stands in place of the training's is the solver as it is.
 
     Raises:
         UnigsError: DDIM steps that do not divide the training steps.
@@ -49,6 +52,8 @@ def make_solver(scheduler: Any, solver: Solver, steps: int) -> Any:
     total = scheduler.config.num_train_timesteps
     if not 1 <= steps <= total:
         raise UnigsError(f"expected 1 to {total} steps, got {steps}, at num_inference_steps")
+    if not isinstance(scheduler, DDPMScheduler):
+        return type(scheduler).from_config(scheduler.config)
     if solver == "ddim" and total % steps:
         raise UnigsError(f"expected DDIM steps that divide {total}, got {steps}")
     kind = {"ddim": DDIMScheduler, "unipc": UniPCMultistepScheduler}[solver]
@@ -109,7 +114,7 @@ def empty(towers: FrozenTowers, conditions: Conditions) -> Conditions:
 
 def sample_streams(
     unet: Any, scheduler: Any, passes: Sequence[Pass], noise: Tensor, sampling: Sampling,
-    progress: str = "",
+    on_step: OnStep | None = None,
 ) -> Tensor:  # fmt: skip
     """Denoise both streams from noise.
 
@@ -119,7 +124,7 @@ def sample_streams(
         passes: of each step; the first knows everything.
         noise: float32 [B, 8, h, w].
         sampling: resolved.
-        progress: name of a bar over the steps; none without.
+        on_step: called behind each step.
 
     Returns:
         float32 [B, 8, h, w]; a stream that is clamped is its context.
@@ -142,12 +147,13 @@ def sample_streams(
         return torch.where(clamped, truth, state)
 
     state = noise * solver.init_noise_sigma
-    for t in tqdm(solver.timesteps, desc=progress, disable=not progress, leave=False):
-        output = sum(
-            one.weight * _predict(unet, hold(state, one.conditions.context, t), t, one.conditions)
-            for one in passes
-        )
+    for step, t in enumerate(solver.timesteps):
+        output = 0
+        for one in passes:
+            seen = solver.scale_model_input(hold(state, one.conditions.context, t), t)
+            output = output + one.weight * _predict(unet, seen, t, one.conditions)
         state = solver.step(output, t, state, return_dict=False)[0]
+        state = state if on_step is None else on_step(step, t, state)
     return (
         state if clamped is None else torch.where(clamped, torch.cat([known.context] * 2, 1), state)
     )
