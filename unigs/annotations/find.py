@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TypedDict, Unpack, cast
 
 from unigs.annotations import ade20k, cityscapes, coco, davis, entityseg, openimages
 from unigs.annotations.base import Source
@@ -62,8 +62,9 @@ def find_sources(**roots: Unpack[Roots]) -> list[Source]:
         UnigsError: a root holds no annotation file, or one without its pictures or masks.
     """
     sources: list[Source] = []
+    given = cast(dict[str, Path | None], roots)
     for name, (find, expected) in FINDERS.items():
-        root = roots.get(name)
+        root = given.get(name)
         if root is None:
             continue
         with explain_errors(f"to find {expected}", Path(root)):

@@ -16,8 +16,8 @@ which clips and ranks add up. What is kept of a frame are tables of pairs, and n
 - **id_switches**: how often an object is found (IoU > 0.5) under another id than when it was found
   last, over all clips (the IDSW of CLEAR MOT).
 
-Equal to ``trackeval`` 1.3 (``JAndF``, ``CLEAR``), but for its quarters of clips over 256 frames,
-whose ends it keeps in 8 bits.
+Equal to ``trackeval`` 1.3 (``JAndF``, ``CLEAR``), but for two things of its own: quarters of clips
+over 256 frames, whose ends it keeps in 8 bits, and switches by pairs of exactly 0.5.
 """
 
 from __future__ import annotations
