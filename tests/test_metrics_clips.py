@@ -100,7 +100,7 @@ def computed(*clips):
 
 @pytest.mark.parametrize(("seed", "void"), [(1, 0.0), (3, 0.1)])
 def test_figures_equal_loops_over_pixels_and_partners(seed, void):
-    clip = draw_pair(seed, 4, void)
+    clip = draw_pair(seed, 5, void)
     figures = computed(clip)
     for name, value in loop_figures(*clip).items():
         assert figures[name] == pytest.approx(value, abs=1e-9), name

@@ -140,7 +140,7 @@ class Davis(PairedMaps):
 
 
 def number_files(folder: Path, ending: str, skips: Skips) -> dict[int, str]:
-    """The files of a clip by number, ascending, without their ending; 7 comes before 10.
+    """The files of a clip by number, without their ending.
 
     Raises:
         UnigsError: no such folder.
@@ -154,7 +154,7 @@ def number_files(folder: Path, ending: str, skips: Skips) -> dict[int, str]:
             skips.add("frame whose name is no number of its own", str(folder / (stem + ending)))
         else:
             numbered[int(stem)] = stem
-    return dict(sorted(numbered.items()))
+    return numbered
 
 
 def list_tags(ids: Sequence[int], is_palette: bool) -> dict[int, Tag]:
