@@ -9,6 +9,7 @@ RUN := runs/quickstart
 IMAGES ?= 600
 STEPS ?= 900
 SCENES := --size_px 80 --max_things 4 --max_stuff 2 --min_radius 0.08
+ROOTS := COCO OPENIMAGES ENTITYSEG CITYSCAPES ADE20K DAVIS
 SETS = --coco $(1)/coco --openimages $(1)/openimages --entityseg $(1)/entityseg
 
 help:  ## print this list
@@ -86,10 +87,11 @@ siblings: scenes  ## train and score Pix2Seq-D and GSS on the same scenes (4 hou
 	$(BIN)/python tools/benchmark_systems.py sample
 	$(BIN)/python tools/benchmark_systems.py tables
 
-shards: install  ## your data -> shards: make shards COCO=... OPENIMAGES=... ENTITYSEG=... OUT=...
-	@test -n "$(OUT)" || { echo "usage: make shards [COCO=dir] [OPENIMAGES=dir] [ENTITYSEG=dir] OUT=dir"; exit 2; }
+shards: install  ## your data -> shards: make shards COCO=... CITYSCAPES=... OUT=... (all: docs/data.md)
+	@test -n "$(OUT)" || { echo "usage: make shards $(foreach set,$(ROOTS),[$(set)=dir]) OUT=dir"; exit 2; }
 	$(BIN)/unigs shards $(if $(COCO),--coco "$(COCO)") $(if $(OPENIMAGES),--openimages "$(OPENIMAGES)") \
-	  $(if $(ENTITYSEG),--entityseg "$(ENTITYSEG)") --out "$(OUT)"
+	  $(if $(ENTITYSEG),--entityseg "$(ENTITYSEG)") $(if $(CITYSCAPES),--cityscapes "$(CITYSCAPES)") \
+	  $(if $(ADE20K),--ade20k "$(ADE20K)") $(if $(DAVIS),--davis "$(DAVIS)") --out "$(OUT)"
 
 test: install  ## the default suite, about three minutes on 2 cores
 	$(BIN)/python -m pytest -n 2

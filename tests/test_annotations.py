@@ -19,6 +19,7 @@ from unigs.images import decode_image
 from unigs.records import Skips, UnigsError
 from unigs.synthetic import write_datasets
 from unigs.synthetic.layouts import (
+    DATA_SETS,
     ENTITYSEG_FOLDERS,
     Options,
     draw_known,
@@ -39,7 +40,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sources(root):
-    found = find_sources(root / "coco", root / "openimages", root / "entityseg")
+    found = find_sources(**{name: root / name for name in DATA_SETS})
     return {(source.name, source.split): source for source in found}
 
 

@@ -11,11 +11,13 @@ from unigs.verbs.fit import RANK_TIMEOUT, make_cli
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 OVERLAYS = {"inpainting", "synthesis", "referring", "entity"}
+BASES = {**dict.fromkeys(OVERLAYS, "joint"), "gss-ft-w": "gss-benchmark"}
+"""Config that is laid over another -> that one."""
 
 
 def words_for(path: Path) -> list[str]:
-    base = path.parent / "joint.yaml"
-    files = [base, path] if path.stem in OVERLAYS else [path]
+    base = BASES.get(path.stem)
+    files = [path.with_stem(base), path] if base else [path]
     return ["fit", *(word for file in files for word in ("--config", str(file)))]
 
 

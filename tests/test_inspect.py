@@ -7,6 +7,7 @@ from PIL import Image
 from unigs.annotations import find_sources
 from unigs.records import Skips, UnigsError
 from unigs.synthetic import write_datasets
+from unigs.synthetic.layouts import DATA_SETS
 from unigs.verbs.inspect import draw_pair, inspect_data, paint_overlay, spread, tally_source
 
 
@@ -18,7 +19,7 @@ def root(tmp_path_factory):
 
 
 def test_counts_are_those_of_the_readers(root):
-    for source in find_sources(root / "coco", root / "openimages", root / "entityseg"):
+    for source in find_sources(**{name: root / name for name in DATA_SETS}):
         samples = list(source.iterate(Skips()))
         tally, shown = tally_source(source, 2, 0)
         assert tally.pictures == len(samples)

@@ -12,8 +12,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from unigs.records import UnigsError, UnigsWarning
+from unigs.systems.joint.folders import fetch_pipeline, is_hub_id
 from unigs.systems.joint.manners import to_mask, to_pixels, write_words
-from unigs.systems.joint.pipeline import UniGSPipeline, fetch_pipeline, is_hub_id
+from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.sampling import Sampling
 
 STEPS = {"num_inference_steps": 2}

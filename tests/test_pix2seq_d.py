@@ -44,7 +44,7 @@ from unigs.systems.sampling import Sampling
 from unigs.systems.system import Optimizer
 from unigs.tasks import TaskOptions
 from unigs.tasks.classes import UNKNOWN, ClassTable, list_classes, paint_classes
-from unigs.verbs.sample import open_predictor
+from unigs.verbs.sample import sample_pictures
 from unigs.verbs.sheet import render_sheet
 
 CODE = BitCode(5, 4, 0.1)
@@ -444,8 +444,8 @@ def test_a_folder_gives_the_same_prediction(shards, tmp_path, unconditional):
 
 def test_the_verb_of_the_joint_model_refuses_its_folder(shards, tmp_path):
     build(shards).make_predictor().save(str(tmp_path / "out"))
-    with pytest.raises(UnigsError, match="expected a pipeline of UniGS, got a BitPredictor"):
-        open_predictor(tmp_path / "out", Sampling())
+    with pytest.raises(UnigsError, match="got a Pix2SeqDPredictor, .* works with unigs segment"):
+        sample_pictures(tmp_path / "tryout", pipeline=tmp_path / "out")
 
 
 def test_a_trained_backbone_travels_with_the_folder(shards, tmp_path):

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from unigs.records import UnigsError
 from unigs.synthetic import draw_scene, scene_seed, write_datasets
 from unigs.synthetic.polygons import bounding_box, encode_polygons, encode_rle, encode_runs
-from unigs.synthetic.scenes import MIN_VISIBLE, THING_IDS, _Canvas, shift_hue
+from unigs.synthetic.scenes import MIN_VISIBLE, THING_IDS, Canvas, shift_hue
 from unigs.synthetic.shapes import SHAPES
 
 masks = hnp.arrays(bool, st.tuples(st.integers(1, 20), st.integers(1, 20))).filter(np.any)
@@ -68,8 +68,8 @@ def test_too_small_a_scene_is_refused():
 
 def test_every_entity_stays_half_visible(monkeypatch):
     painted = []
-    expose = _Canvas.expose
-    monkeypatch.setattr(_Canvas, "expose", lambda self: (painted.append(self), expose(self))[1])
+    expose = Canvas.expose
+    monkeypatch.setattr(Canvas, "expose", lambda self: (painted.append(self), expose(self))[1])
     for k in range(40):
         draw_scene(scene_seed("test", k), 64)
     for canvas in painted:

@@ -21,7 +21,11 @@ from unigs.records import UnigsError, UnigsWarning, show
 
 VERBS: dict[str, tuple[str, str]] = {
     "synthetic": ("unigs.synthetic:write_datasets", "draw three small data sets to try things on"),
-    "shards": ("unigs.shards:write_shards", "turn COCO, Open Images and EntitySeg into shards"),
+    "synthetic clips": (
+        "unigs.synthetic:write_clips",
+        "draw clips of moving shapes",
+    ),
+    "shards": ("unigs.shards:write_shards", "turn data sets as distributed into shards"),
     "shards merge": ("unigs.shards:merge_shards", "finish shards that were written in parts"),
     "shards verify": ("unigs.shards:verify_shards", "check every byte of a folder of shards"),
     "data inspect": ("unigs.verbs.inspect:inspect_data", "contact sheet and counts of a data set"),

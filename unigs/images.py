@@ -257,6 +257,20 @@ def encode_image(pixels: np.ndarray, format: str = "JPEG") -> bytes:
     return out.getvalue()
 
 
+def encode_ids(ids: np.ndarray) -> bytes:
+    """Encode uint8 [H, W] as a palette PNG: the index is the id, colours are those of DAVIS."""
+    out = io.BytesIO()
+    image = Image.fromarray(ids)
+    image.putpalette([_shade(k >> channel) for k in range(256) for channel in range(3)])
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def _shade(bits: int) -> int:
+    """Bits 0, 3, 6 of a number as the highest of a byte, as PASCAL VOC spreads its colours."""
+    return sum((bits >> 3 * k & 1) << 7 - k for k in range(3))
+
+
 def turn_upright(data: bytes) -> bytes:
     """Turn the stored pixels as the orientation tag asks, and drop the tag (re-encodes)."""
     header, picture = read_header(data), decode_picture(data)

@@ -116,7 +116,7 @@ def fill_table(table: Table, models: Sequence[dict[str, Any]]) -> list[tuple[str
     for model in models:
         figures = model["figures"].get(table.task)
         if figures:
-            intervals = model["intervals"].get(table.task, {})
+            intervals = model.get("intervals", {}).get(table.task, {})
             cells = [_tell(_find(figures, c), c, _find(intervals, c)) for c in table.columns]
             lines.append(("ours", model["model"], cells))
     return lines

@@ -31,6 +31,7 @@ from unigs.annotations.masks import (
     encode_segmentation,
     mask_size,
 )
+from unigs.annotations.pairs import number_ids
 from unigs.annotations.rows import ENTITY, SEGMENT, BadRow, read_row, show_value
 from unigs.files import FileRefused, explain_errors, open_inside
 from unigs.records import Annotated, Skips, UnigsError, Unlabelled
@@ -315,18 +316,6 @@ def paint_segments(
     return base.number_entities(
         painted, list(tags.values()), skips, "segment without a pixel", where
     )
-
-
-def number_ids(ids: np.ndarray, listed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [h, W] -> their places in ``listed``, uint16 [h, W], 0 where it has none, and those."""
-    order = np.argsort(listed)
-    flat = ids.ravel()
-    starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1]))  # a row has few borders
-    runs = flat[starts]
-    places = order[np.minimum(np.searchsorted(listed[order], runs), len(listed) - 1)]
-    known = listed[places] == runs
-    numbers = np.where(known, places, 0).astype(np.uint16)
-    return np.repeat(numbers, np.diff(starts, append=flat.size)).reshape(ids.shape), runs[~known]
 
 
 def read_coco_panoptic(json: Path, masks: Path, images: Path, skips: Skips) -> Iterator[Annotated]:

@@ -5,10 +5,11 @@ In: the root folder of each data set. Out: a ``Source`` per kind and split, not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypedDict, Unpack, cast
 
-from unigs.annotations import coco, entityseg, openimages
+from unigs.annotations import ade20k, cityscapes, coco, davis, entityseg, openimages
 from unigs.annotations.base import Source
 from unigs.annotations.names import HIDDEN_TWIN, require_file, require_folder
 from unigs.files import FileRefused, explain_errors, read_inside
@@ -20,32 +21,50 @@ LICENCE_FILE = "licence.txt"
 MAX_LICENCE_BYTES = 1 << 16
 
 
-def find_sources(
-    coco: Path | None = None, openimages: Path | None = None, entityseg: Path | None = None
-) -> list[Source]:
+class Roots(TypedDict, total=False):
+    """Where data sets lie, each as it is distributed; those not given are left out.
+
+    Attributes:
+        coco: root of COCO: ``annotations/{panoptic,instances}_<split>2017.json``,
+            ``<split>2017/``.
+        openimages: root of Open Images: ``<split>-annotations-object-segmentation.csv``,
+            ``images/<split>/``, ``masks/`` or ``mask_zips/``, ``class-descriptions-boxable.csv``.
+        entityseg: root of EntitySeg: ``annotations/entity_segmentation/
+            entityv2_010203_entity_<split>.json`` and ``images/``, or the ``_lr`` files and
+            ``images_lr/``, or ``annotations/entityseg_<split>.json``.
+        cityscapes: root of Cityscapes: ``leftImg8bit/<split>/``, ``gtFine/<split>/``.
+        ade20k: root of ADEChallengeData2016: ``images/<split>/``, ``annotations/<split>/``,
+            ``objectInfo150.txt``, and if there are instance maps ``annotations_instance/<split>/``.
+        davis: root of DAVIS: ``JPEGImages/480p/<clip>/``, ``Annotations/480p/<clip>/``,
+            ``ImageSets/2017/<split>.txt`` or ``ImageSets/2016/<split>.txt``.
+    """
+
+    coco: Path | None
+    openimages: Path | None
+    entityseg: Path | None
+    cityscapes: Path | None
+    ade20k: Path | None
+    davis: Path | None
+
+
+def find_sources(**roots: Unpack[Roots]) -> list[Source]:
     """Every split that lies under the given roots.
 
     Args:
-        coco: holds ``annotations/{panoptic,instances}_<split>2017.json`` and ``<split>2017/``.
-        openimages: holds ``<split>-annotations-object-segmentation.csv``, ``images/<split>/``,
-            ``masks/`` or ``mask_zips/``, and ``class-descriptions-boxable.csv``.
-        entityseg: holds ``annotations/entity_segmentation/entityv2_010203_entity_<split>.json``
-            and ``images/``, or the ``_lr`` files and ``images_lr/``, or
-            ``annotations/entityseg_<split>.json``.
+        **roots: see :class:`Roots`.
 
     Returns:
-        Sources named ``coco-panoptic``, ``coco-instances``, ``openimages``, ``entityseg``; splits
-        ``train``, ``val``, ``test``.
+        Sources named ``coco-panoptic``, ``coco-instances``, ``openimages``, ``entityseg``,
+        ``cityscapes``, ``ade20k-panoptic`` or ``ade20k-semantic``, ``davis``; splits ``train``,
+        ``val``, ``test``.
 
     Raises:
         UnigsError: a root holds no annotation file, or one without its pictures or masks.
     """
     sources: list[Source] = []
-    for root, find, expected in (
-        (coco, _find_coco, "annotations/panoptic_<split>2017.json or instances_<split>2017.json"),
-        (openimages, _find_openimages, "<split>-annotations-object-segmentation.csv"),
-        (entityseg, _find_entityseg, "annotations/entity_segmentation/*_entity_<split>.json"),
-    ):
+    given = cast(dict[str, Path | None], roots)
+    for name, (find, expected) in FINDERS.items():
+        root = given.get(name)
         if root is None:
             continue
         with explain_errors(f"to find {expected}", Path(root)):
@@ -134,6 +153,40 @@ def _find_entityseg(root: Path) -> Iterator[Source]:
                 break
 
 
+def _find_cityscapes(root: Path) -> Iterator[Source]:
+    licence = _read_licence(root, cityscapes.LICENCE)
+    for split in ("train", "val"):
+        maps = root / "gtFine" / split
+        if maps.is_dir():
+            images = require_folder(root / "leftImg8bit" / split, f"the pictures of {maps}")
+            yield cityscapes.make_cityscapes(images, maps, split, licence)
+
+
+def _find_ade20k(root: Path) -> Iterator[Source]:
+    licence = _read_licence(root, ade20k.LICENCE)
+    for split, released in (("train", "training"), ("val", "validation")):
+        maps = root / "annotations" / released
+        if maps.is_dir():
+            images = require_folder(root / "images" / released, f"the pictures of {maps}")
+            instances = root / "annotations_instance" / released
+            folders = images, maps, instances if instances.is_dir() else None
+            tables = [root / f"objectInfo150.{ending}" for ending in ("txt", "csv")]
+            table = next((path for path in tables if path.is_file()), tables[0])
+            yield ade20k.make_ade20k(folders, table, split, licence)
+
+
+def _find_davis(root: Path) -> Iterator[Source]:
+    licence = _read_licence(root, davis.LICENCE)
+    found = [size for size in davis.RESOLUTIONS if (root / "JPEGImages" / size).is_dir()]
+    for split in ("train", "val"):
+        lists = [root / "ImageSets" / name / f"{split}.txt" for name in davis.SETS]
+        listed = next((path for path in lists if path.is_file()), None)
+        if listed and found:
+            images = root / "JPEGImages" / found[0]
+            maps = require_folder(root / "Annotations" / found[0], f"the annotations of {images}")
+            yield davis.make_davis(images, maps, listed, split, licence)
+
+
 def _read_licence(root: Path, usual: str) -> str:
     """The line beside the data in whatever encoding; it is quoted, not read."""
     try:
@@ -149,3 +202,17 @@ def _read_licence(root: Path, usual: str) -> str:
     except UnicodeDecodeError:
         text = data.decode("latin-1")
     return text.strip()
+
+
+FINDERS: dict[str, tuple[Callable[[Path], Iterator[Source]], str]] = {
+    "coco": (
+        _find_coco,
+        "annotations/panoptic_<split>2017.json or instances_<split>2017.json",
+    ),
+    "openimages": (_find_openimages, "<split>-annotations-object-segmentation.csv"),
+    "entityseg": (_find_entityseg, "annotations/entity_segmentation/*_entity_<split>.json"),
+    "cityscapes": (_find_cityscapes, "gtFine/<split> and leftImg8bit/<split>"),
+    "ade20k": (_find_ade20k, "annotations/training or annotations/validation"),
+    "davis": (_find_davis, "ImageSets/2017/<split>.txt and JPEGImages/480p/<clip>"),
+}
+"""By data set: what finds its splits, and what must be there."""

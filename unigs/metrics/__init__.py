@@ -8,6 +8,7 @@ Nothing is imported here, so that a training run loads no evaluation network:
 - ``average_precision``: AP^e with AP50, AP75 and by size.
 - ``panoptic``: class-agnostic PQ, SQ, RQ; boundary IoU.
 - ``classes``: class mIoU, mAcc and PQ of masks with names.
+- ``clips``: J&F and id switches of videos.
 - ``bootstrap``: resamples of pictures, and intervals.
 - ``frechet``, ``clip_score``: FID and CLIP score (extra ``eval``); ``segmenter``: Mask2Former.
 """

@@ -14,7 +14,7 @@ import zlib
 from base64 import b64encode
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 from tqdm import tqdm
@@ -39,6 +39,7 @@ from unigs.shards.schema import is_name
 
 if TYPE_CHECKING:
     from unigs.annotations.base import Source
+    from unigs.annotations.find import Roots
 
 Check = Literal["time", "hash"]
 """How a finished shard is compared with its inputs: by their sizes and times, or by content."""
@@ -46,14 +47,12 @@ Check = Literal["time", "hash"]
 
 def write_shards(
     out: str,
-    coco: Path | None = None,
-    openimages: Path | None = None,
-    entityseg: Path | None = None,
     samples_per_shard: int = 1000,
     workers: int | None = None,
     part: str = "1/1",
     max_skip_fraction: float = 0.1,
     check: Check = "time",
+    **roots: Unpack[Roots],
 ) -> None:
     """Write data sets as WebDataset shards with manifests, one folder per source and split.
 
@@ -63,15 +62,13 @@ def write_shards(
 
     Args:
         out: folder to write to; other inputs or options need another one.
-        coco: folder of COCO as distributed.
-        openimages: folder of Open Images as distributed.
-        entityseg: folder of EntitySeg as distributed.
         samples_per_shard: pictures in a shard; 1000 make about 150 MB.
         workers: processes; by default one per core.
         part: which part of how many to write, for example 3/16.
         max_skip_fraction: stop if more than this share of a source's pictures is unusable.
         check: how finished shards are compared with their inputs: by sizes and times (`time`), or
             by making them again (`hash`).
+        **roots: folders of data sets as distributed.
 
     Raises:
         UnigsError: bad input, no usable picture, another data set in the folder, too many skips, or
@@ -80,7 +77,7 @@ def write_shards(
     """
     from unigs.annotations import find_sources
 
-    sources = find_sources(coco=coco, openimages=openimages, entityseg=entityseg)
+    sources = find_sources(**roots)
     mine, of = read_part(part)
     for source in sources:
         source.require_pictures()

@@ -26,6 +26,7 @@ from unigs.seeds import derive_seed
 from unigs.synthetic.polygons import bounding_box, encode_polygons, encode_rle, encode_runs
 from unigs.synthetic.scenes import STUFF_IDS, THING_IDS, Scene, draw_scene, scene_seed, shift_hue
 
+MARKER = "synthetic.json"
 LICENCE = "CC0-1.0, drawn by UniGS"
 CROWD_SHARE = 0.2
 DATA_SETS = ("coco", "openimages", "entityseg")
@@ -98,21 +99,30 @@ def write_datasets(
         )
     out = Path(out)
     text = options.to_json()
-    marker = out / "synthetic.json"
-    if marker.exists():
-        if marker.read_text() == text:
-            return
-        raise UnigsError(
-            f"expected a folder without other scenes, came one drawn with {marker.read_text()}, "
-            f"at {out}"
-        )
+    if is_drawn(out, text):
+        return
     with tqdm(total=3 * (images + val_images), desc="drawing", unit="scene") as bar:
         write_coco(out / "coco", options, bar)
         write_openimages(out / "openimages", options, bar)
         write_entityseg(out / "entityseg", options, bar)
     for name in DATA_SETS:
         (out / name / "licence.txt").write_text(LICENCE + "\n")
-    marker.write_text(text)
+    (out / MARKER).write_text(text)
+
+
+def is_drawn(out: Path, text: str) -> bool:
+    """Whether a folder was drawn, whole, with these options, as its marker says them.
+
+    Raises:
+        UnigsError: it was drawn with others.
+    """
+    marker = out / MARKER
+    if marker.exists() and marker.read_text() != text:
+        raise UnigsError(
+            f"expected a folder without other scenes, came one drawn with {marker.read_text()}, "
+            f"at {out}"
+        )
+    return marker.exists()
 
 
 def draw_known(options: Options, data_set: str, split: str, index: int) -> Scene:
@@ -143,13 +153,14 @@ def _draw_split(
         bar.update()
 
 
-def _save(path: Path, data: bytes) -> None:
+def save_bytes(path: Path, data: bytes) -> None:
+    """Write a file and the folders it lies in; a data set is whole when it has its marker."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
 
 
 def _save_json(path: Path, value: object) -> None:
-    _save(path, json.dumps(value).encode())
+    save_bytes(path, json.dumps(value).encode())
 
 
 def _encode_png(image: Image.Image) -> bytes:
@@ -181,14 +192,14 @@ def write_coco(root: Path, options: Options, bar: tqdm) -> None:
             image_id = 7 * index + (139 if split == "train" else 500_139)
             stem = f"{image_id:012d}"
             height, width = scene.labels.shape
-            _save(root / name / f"{stem}.jpg", encode_image(scene.image))
+            save_bytes(root / name / f"{stem}.jpg", encode_image(scene.image))
             pictures.append(
                 {"id": image_id, "file_name": f"{stem}.jpg", "width": width, "height": height}
             )
             segments, ids = _number_segments(scene)
             png = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
             folder = root / "annotations" / f"panoptic_{name}"
-            _save(folder / f"{stem}.png", _encode_png(Image.fromarray(png)))
+            save_bytes(folder / f"{stem}.png", _encode_png(Image.fromarray(png)))
             panoptic.append(
                 {"image_id": image_id, "file_name": f"{stem}.png", "segments_info": segments}
             )
@@ -277,24 +288,24 @@ def class_mid(category_id: int) -> str:
 def write_openimages(root: Path, options: Options, bar: tqdm) -> None:
     """CSV, 1-bit mask PNGs mostly of another size than the picture, class list without header."""
     rows = [f"{class_mid(k)},{name.capitalize()}\n" for name, k in THING_IDS.items()]
-    _save(root / "class-descriptions-boxable.csv", "".join(rows).encode())
+    save_bytes(root / "class-descriptions-boxable.csv", "".join(rows).encode())
     for split, released in (("train", "train"), ("val", "validation")):
         table = []
         for index, scene in _draw_split(options, "openimages", split, bar):
             image_id = openimages_id(options.seed, split, index)
-            _save(root / "images" / released / f"{image_id}.jpg", encode_image(scene.image))
+            save_bytes(root / "images" / released / f"{image_id}.jpg", encode_image(scene.image))
             for entity in scene.entities:
                 if entity.is_thing:
                     mask = scene.labels == entity.label
                     row = _openimages_row(image_id, entity, mask, split)
                     scale = MASK_SCALES[index % 3]
-                    _save(
+                    save_bytes(
                         root / "masks" / released / row.split(",", 1)[0], _scale_mask(mask, scale)
                     )
                     table.append((row.split(",")[3], row))
         lines = [CSV_HEADER, *(row for _, row in sorted(table))]  # an image's rows lie apart
         path = root / f"{released}-annotations-object-segmentation.csv"
-        _save(path, ("\n".join(lines) + "\n").encode())
+        save_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
 def openimages_id(seed: int, split: str, index: int) -> str:
@@ -334,7 +345,7 @@ def write_entityseg(root: Path, options: Options, bar: tqdm) -> None:
         for index, scene in _draw_split(options, "entityseg", split, bar):
             name, format = entityseg_name(split, index)
             height, width = scene.labels.shape
-            _save(root / "images" / name, encode_image(scene.image, format))
+            save_bytes(root / "images" / name, encode_image(scene.image, format))
             pictures.append({"file_name": name, "height": height, "width": width, "id": next_image})
             for entity in scene.entities:
                 mask = scene.labels == entity.label

@@ -8,6 +8,7 @@ COCO, Open Images and EntitySeg do.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def draw_scene(
             f"expected a scene of at least 16 pixels, came {height}x{width}, draw_scene"
         )
     rng = make_rng(seed, 0, "scene")
-    canvas = _Canvas(rng, height, width)
+    canvas = Canvas(rng, height, width)
     canvas.paint_stuff(int(rng.integers(2, max_stuff + 1)))
     if rng.random() < crowd_share:
         canvas.paint_crowd()
@@ -109,7 +110,28 @@ def shift_hue(image: np.ndarray, degrees: float) -> np.ndarray:
     return np.clip(np.rint(image @ turn.T), 0, 255).astype(np.uint8)
 
 
-class _Canvas:
+class Cut(NamedTuple):
+    """A shape's place in a picture.
+
+    Attributes:
+        box: the pixels around it.
+        away: (dx, dy) from its centre in radii, along the picture's axes.
+        turned: the same along the shape's own axes.
+        distance_px: to its outline, negative inside. All float [h, w].
+    """
+
+    box: tuple[slice, slice]
+    away: tuple[np.ndarray, np.ndarray]
+    turned: tuple[np.ndarray, np.ndarray]
+    distance_px: np.ndarray
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool [h, w]."""
+        return self.distance_px < 0
+
+
+class Canvas:
     """A picture being painted: colours, labels, and the area each label had when painted."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
@@ -179,22 +201,27 @@ class _Canvas:
         Args:
             label: the flock it belongs to, or None for an entity of its own.
         """
+        cut = self.cut(name, cy, cx, radius, self.rng.uniform(0, 2 * np.pi))
+        area_px = int(np.count_nonzero(cut.mask))
+        if not area_px or not self._leaves_visible(cut.box, cut.mask):
+            return False
+        self.paint(cut, radius, draw_coat(self.rng, *cut.away))
+        self.labels[cut.box][cut.mask] = label or self.add_entity(name, area_px)
+        return True
+
+    def cut(self, name: str, cy: float, cx: float, radius: float, angle: float) -> Cut:
+        """Where a shape lies that is turned by ``angle``; its box is empty outside of the frame."""
         box = self._box(cy, cx, 1.25 * radius + 1)
         dy, dx = (self.y[box] - cy) / radius, (self.x[box] - cx) / radius
-        angle = self.rng.uniform(0, 2 * np.pi)
         cos, sin = float(np.cos(angle)), float(np.sin(angle))
         u, v = cos * dx + sin * dy, cos * dy - sin * dx
-        distance_px = SHAPES[name](u, v) * radius
-        mask = distance_px < 0
-        area_px = int(np.count_nonzero(mask))
-        if not area_px or not self._leaves_visible(box, mask):
-            return False
-        cover = np.clip(0.5 - distance_px, 0, 1)[..., None]
-        rim = 0.72 + 0.28 * np.clip(-distance_px / max(1.0, 0.1 * radius), 0, 1)
-        coat = draw_coat(self.rng, dx, dy) * rim[..., None]
-        self.pixels[box] += cover * (coat - self.pixels[box])
-        self.labels[box][mask] = label or self.add_entity(name, area_px)
-        return True
+        return Cut(box, (dx, dy), (u, v), SHAPES[name](u, v) * radius)
+
+    def paint(self, cut: Cut, radius: float, coat: np.ndarray) -> None:
+        """Lay a surface, float32 [h, w, 3], over the pixels of a shape, darker at its rim."""
+        cover = np.clip(0.5 - cut.distance_px, 0, 1)[..., None]
+        rim = 0.72 + 0.28 * np.clip(-cut.distance_px / max(1.0, 0.1 * radius), 0, 1)
+        self.pixels[cut.box] += cover * (coat * rim[..., None] - self.pixels[cut.box])
 
     def _box(self, cy: float, cx: float, reach: float) -> tuple[slice, slice]:
         """The pixels within ``reach`` of a place."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from unigs.records import TASKS, Decoder, UnigsError
@@ -173,3 +174,16 @@ def read_remembered(stored: Any, where: Any) -> dict[str, Sampling]:
         except UnigsError as error:
             raise UnigsError(f"{error}, of {where}") from error
     return read
+
+
+def read_options(options: dict[str, Any]) -> Sampling:
+    """``Sampling`` of a call's further options.
+
+    Raises:
+        UnigsError: an unknown one, with the nearest that is known, or a value of a wrong type.
+    """
+    for name in options.keys() - set(OPTIONS):
+        near = get_close_matches(name, OPTIONS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UnigsError(f"expected options of {', '.join(OPTIONS)}, got {name!r}{hint}")
+    return Sampling(**options)

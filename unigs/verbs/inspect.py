@@ -11,12 +11,14 @@ import colorsys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from unigs.annotations import Source, find_sources
+from unigs.annotations.find import FINDERS, Roots
 from unigs.files import explain_errors, write_bytes
 from unigs.images import decode_image, encode_image
 from unigs.records import Annotated, Skips, UnigsError, show
@@ -50,28 +52,24 @@ class Tally:
 
 def inspect_data(
     out: Path,
-    coco: Path | None = None,
-    openimages: Path | None = None,
-    entityseg: Path | None = None,
     pictures: int = 12,
     limit: int = 200,
+    **roots: Unpack[Roots],
 ) -> None:
     """Draw a contact sheet per source and print counts by category, coverage and skips.
 
     Args:
         out: folder for the sheets, ``<source>-<split>.png``.
-        coco: root of COCO 2017.
-        openimages: root of Open Images.
-        entityseg: root of EntitySeg.
         pictures: how many to draw per sheet.
         limit: how many to count per source, evenly spread; 0 counts all.
+        **roots: folders of data sets as distributed.
 
     Raises:
         UnigsError: no data set given, or one whose files are missing.
     """
-    sources = find_sources(coco, openimages, entityseg)
+    sources = find_sources(**roots)
     if not sources:
-        raise UnigsError("expected a data set, came none, at --coco, --openimages, --entityseg")
+        raise UnigsError(f"expected a data set, came none, at --{', --'.join(FINDERS)}")
     with explain_errors("to write sheets", Path(out)):
         Path(out).mkdir(parents=True, exist_ok=True)
     for source in sources:

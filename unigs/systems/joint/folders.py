@@ -6,6 +6,7 @@ bytes that are those that were written. A folder of before the digests still loa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from unigs.codec import Palette
 from unigs.records import UnigsError
 from unigs.systems.folders import INDEX
 from unigs.systems.sampling import ALL, read_remembered
-from unigs.weights import read_config
+from unigs.weights import in_words, read_config
 
 PARTS = {
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -101,3 +102,21 @@ def list_files(folder: Path) -> list[str]:
     inside = [path for part in PARTS for path in (folder / part).rglob("*") if path.is_file()]
     names = [path.relative_to(folder).as_posix() for path in inside if path.suffix in _LOADED]
     return [INDEX, *names]
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a hub may know it: ``name`` or ``owner/name``."""
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None and source[0] not in ".~"
+
+
+def fetch_pipeline(source: str, **hub: Any) -> Path:
+    """The folder of a hub's pipeline, downloaded once; only files that a loader reads.
+
+    Raises:
+        UnigsError: neither a folder nor a pipeline of the hub.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.safetensors"]
+    with in_words("a folder, a hub id of a pipeline, or tiny", repr(source)):
+        return Path(snapshot_download(source, allow_patterns=patterns, **hub))

@@ -222,3 +222,17 @@ def draw_indices(generator: Any, count: int) -> list[int]:
     if len(listed) != count:
         raise UnigsError(f"expected {count} generators, one per answer, got {len(listed)}")
     return [int(torch.randint(2**31 - 1, (), generator=one, device=one.device)) for one in listed]
+
+
+def stack_asked(asked: Sequence[Asked]) -> dict[str, Any]:
+    """Pictures of one size as inputs of :meth:`~unigs.UniGSPipeline.predict`."""
+    parts = {
+        "image": [one.image for one in asked],
+        "labels": [one.labels for one in asked],
+        "coarse_mask": [one.mask for one in asked],
+    }
+    return {
+        **{name: None if part[0] is None else torch.stack(part) for name, part in parts.items()},
+        "prompt": [one.prompt for one in asked],
+        "indices": [one.index for one in asked],
+    }

@@ -11,11 +11,9 @@ decode; split the colormap into masks; return to the input's size.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +28,14 @@ from unigs.systems.folders import check_digests, write_digests
 from unigs.systems.joint.base import load_folder
 from unigs.systems.joint.conditions import Known, check_inputs, encode_conditions, list_prompts
 from unigs.systems.joint.denoiser import is_joint
-from unigs.systems.joint.folders import list_files, read_settings
-from unigs.systems.joint.manners import Asked, gather_asked
+from unigs.systems.joint.folders import fetch_pipeline, is_hub_id, list_files, read_settings
+from unigs.systems.joint.manners import Asked, gather_asked, stack_asked
 from unigs.systems.joint.output import OUTPUT_TYPES, UniGSOutput, collect_output
 from unigs.systems.joint.sampler import OnStep, draw_ensemble, plan_passes, sample_streams
 from unigs.systems.joint.tokens import check_vocabulary, find_cut
 from unigs.systems.joint.towers import LATENT_CHANNELS, FrozenTowers
 from unigs.systems.pixels import fit_size, resize_labels, resize_pixels
-from unigs.systems.sampling import OPTIONS, Sampling, read_remembered, resolve_sampling
+from unigs.systems.sampling import Sampling, read_options, read_remembered, resolve_sampling
 from unigs.tasks import RECIPES
 from unigs.weights import in_words
 
@@ -372,48 +370,3 @@ class UniGSPipeline(DiffusionPipeline):
             )
             colormaps.append(towers.decode_latents(streams[:, LATENT_CHANNELS:]).float())
         return streams, torch.stack(colormaps).mean(0).round().to(torch.uint8)
-
-
-def read_options(options: dict[str, Any]) -> Sampling:
-    """``Sampling`` of a call's further options.
-
-    Raises:
-        UnigsError: an unknown one, with the nearest that is known, or a value of a wrong type.
-    """
-    for name in options.keys() - set(OPTIONS):
-        near = get_close_matches(name, OPTIONS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UnigsError(f"expected options of {', '.join(OPTIONS)}, got {name!r}{hint}")
-    return Sampling(**options)
-
-
-def stack_asked(asked: Sequence[Asked]) -> dict[str, Any]:
-    """Pictures of one size as inputs of :meth:`UniGSPipeline.predict`."""
-    parts = {
-        "image": [one.image for one in asked],
-        "labels": [one.labels for one in asked],
-        "coarse_mask": [one.mask for one in asked],
-    }
-    return {
-        **{name: None if part[0] is None else torch.stack(part) for name, part in parts.items()},
-        "prompt": [one.prompt for one in asked],
-        "indices": [one.index for one in asked],
-    }
-
-
-def is_hub_id(source: str) -> bool:
-    """Whether a hub may know it: ``name`` or ``owner/name``."""
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None and source[0] not in ".~"
-
-
-def fetch_pipeline(source: str, **hub: Any) -> Path:
-    """The folder of a hub's pipeline, downloaded once; only files that a loader reads.
-
-    Raises:
-        UnigsError: neither a folder nor a pipeline of the hub.
-    """
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.txt", "*.safetensors"]
-    with in_words("a folder, a hub id of a pipeline, or tiny", repr(source)):
-        return Path(snapshot_download(source, allow_patterns=patterns, **hub))
