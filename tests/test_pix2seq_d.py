@@ -444,7 +444,7 @@ def test_a_folder_gives_the_same_prediction(shards, tmp_path, unconditional):
 
 def test_the_verb_of_the_joint_model_refuses_its_folder(shards, tmp_path):
     build(shards).make_predictor().save(str(tmp_path / "out"))
-    with pytest.raises(UnigsError, match="got a Pix2SeqDPredictor, .* works with unigs segment"):
+    with pytest.raises(UnigsError, match=r"got a Pix2SeqDPredictor, .* works with unigs segment"):
         sample_pictures(tmp_path / "tryout", pipeline=tmp_path / "out")
 
 

@@ -77,8 +77,8 @@ def gather_asked(
     )]  # fmt: skip
     inputs = [pair for pair in zip(*parts, words, strict=True) for _ in range(repeats)]
     return [
-        Asked(one, label, hole, *said, index)
-        for (one, label, hole, said), index in zip(inputs, indices, strict=True)
+        Asked(one, label, hole, said, word, index)
+        for (one, label, hole, (said, word)), index in zip(inputs, indices, strict=True)
     ]
 
 
@@ -226,13 +226,14 @@ def draw_indices(generator: Any, count: int) -> list[int]:
 
 def stack_asked(asked: Sequence[Asked]) -> dict[str, Any]:
     """Pictures of one size as inputs of :meth:`~unigs.UniGSPipeline.predict`."""
-    parts = {
-        "image": [one.image for one in asked],
-        "labels": [one.labels for one in asked],
-        "coarse_mask": [one.mask for one in asked],
-    }
+    image, labels, mask = (
+        torch.stack([part for part in parts if part is not None]) if parts[0] is not None else None
+        for parts in zip(*((one.image, one.labels, one.mask) for one in asked), strict=True)
+    )
     return {
-        **{name: None if part[0] is None else torch.stack(part) for name, part in parts.items()},
+        "image": image,
+        "labels": labels,
+        "coarse_mask": mask,
         "prompt": [one.prompt for one in asked],
         "indices": [one.index for one in asked],
     }

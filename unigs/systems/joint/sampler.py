@@ -148,11 +148,11 @@ def sample_streams(
 
     state = noise * solver.init_noise_sigma
     for step, t in enumerate(solver.timesteps):
-        output = 0
+        outputs = []
         for one in passes:
             seen = solver.scale_model_input(hold(state, one.conditions.context, t), t)
-            output = output + one.weight * _predict(unet, seen, t, one.conditions)
-        state = solver.step(output, t, state, return_dict=False)[0]
+            outputs.append(one.weight * _predict(unet, seen, t, one.conditions))
+        state = solver.step(sum(outputs), t, state, return_dict=False)[0]
         state = state if on_step is None else on_step(step, t, state)
     return (
         state if clamped is None else torch.where(clamped, torch.cat([known.context] * 2, 1), state)
