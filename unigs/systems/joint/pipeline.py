@@ -131,7 +131,12 @@ class UniGSPipeline(DiffusionPipeline):
         folder = TINY if source == "tiny" else Path(source)
         if not folder.is_dir() and is_hub_id(str(source)):
             folder = fetch_pipeline(str(source), **hub)
-        return cls.load(str(folder)).to(torch_dtype or torch.float32)
+        pipe = cls.load(str(folder))
+        for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+            torch.nn.Module.to(
+                part, torch_dtype or torch.float32
+            )  # diffusers' own warns for nothing
+        return pipe
 
     def save_pretrained(self, save_directory, **options) -> None:
         """As diffusers does it, with digests of all parts and a door for ``custom_pipeline``."""
