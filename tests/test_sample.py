@@ -217,7 +217,7 @@ def test_bad_requests_are_refused_in_words(folder, files, capsys, kind):
     ],
 )
 def test_what_is_missing_is_named(files, capsys, monkeypatch, words, said):
-    monkeypatch.setattr(model, "SHIPPED", Path("nowhere"))
+    monkeypatch.setattr(model, "DEFAULT", "nowhere")
     assert main(["sample", "--out", "out", *words]) == 1
     assert said in capsys.readouterr().err
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from benchmark_joint import (
     write_json,
 )
 
+from unigs.report import tell_half
 from unigs.systems.load import load_predictor
 from unigs.systems.pix2seq_d.predictor import BitPredictor, read_folder
 from unigs.verbs.evaluate import name_model
@@ -143,10 +145,16 @@ def fill_tables() -> None:
         replace_table(PAGE, "sampling", [["sampling", *FIGURES], *lines])
 
 
-def tell(found: dict[str, float | None]) -> list[str]:
-    """Cells of one model."""
-    values = [found.get(figure) for figure in FIGURES.values()]
-    return ["-" if value is None else f"{value:.3f}" for value in values]
+def tell(
+    found: dict[str, float | None], intervals: Mapping[str, Sequence[float]] | None = None
+) -> list[str]:
+    """Cells of one model; with intervals, half their width beside each."""
+    cells = []
+    for figure in FIGURES.values():
+        value, interval = found.get(figure), (intervals or {}).get(figure)
+        half = "" if interval is None else f" ± {tell_half(interval)}"
+        cells.append("-" if value is None else f"{value:.3f}{half}")
+    return cells
 
 
 def render_systems() -> list[list[str]]:
@@ -155,8 +163,9 @@ def render_systems() -> list[list[str]]:
     for name, model in MODELS.items():
         path = WORK / "evaluation" / name_model(model) / "results.json"
         if path.exists():
-            found = json.loads(path.read_text())["figures"]["entity"]["all"]
-            lines.append([name, *tell(found), f"{found['seconds_per_picture']:.3f}"])
+            results = json.loads(path.read_text())
+            found, sure = (results[part]["entity"]["all"] for part in ("figures", "intervals"))
+            lines.append([name, *tell(found, sure), f"{found['seconds_per_picture']:.2f}"])
     return lines
 
 

@@ -20,6 +20,9 @@ from unigs.records import UnigsError
 if TYPE_CHECKING:
     import torch
 
+SHIPPED = {"tiny": "pipeline", "pix2seq-d": "pix2seq-d"}
+"""Models that come with the package, made for 64 px synthetic scenes -> folder in ``assets``."""
+
 MAX_CONFIG_BYTES = 64 << 20
 """A vocabulary takes a few megabytes, a config some kilobytes."""
 
@@ -50,6 +53,16 @@ def in_words(expected: str, where: Path | str) -> Iterator[None]:
         raise UnigsError(
             f"expected {expected}, got {type(error).__name__}: {said}, at {where}"
         ) from error
+
+
+def locate_shipped(name: str | Path) -> Path:
+    """The folder of a model that ships, by its name; every other name, and a folder of that name
+    where one works, is itself.
+    """
+    folder = Path(name)
+    if str(name) not in SHIPPED or folder.exists():
+        return folder
+    return Path(__file__).parent / "assets" / SHIPPED[str(name)]
 
 
 def check_file(path: Path) -> None:

@@ -20,7 +20,7 @@ from unigs.systems.pix2seq_d.module import Pix2SeqD
 from unigs.systems.pix2seq_d.predictor import KIND, load_bits
 from unigs.systems.sampling import Sampling
 from unigs.systems.system import System
-from unigs.weights import check_finite, in_words, read_config
+from unigs.weights import check_finite, in_words, locate_shipped, read_config
 
 SYSTEMS: dict[str, type[System]] = {"UniGS": UniGS, "Pix2SeqD": Pix2SeqD, "GSS": GSS}
 """By the name that a checkpoint keeps of its system."""
@@ -69,7 +69,8 @@ def load_predictor(
     """The ``SystemPredictor`` of a folder that ``unigs export`` wrote.
 
     Args:
-        folder: local; every part is checked, and nothing is fetched.
+        folder: local, or a name of ``weights.SHIPPED``; every part is checked, and nothing is
+            fetched.
         name: for tables.
         device: where it runs.
         sampling: what to do in another way than the model remembers.
@@ -77,6 +78,7 @@ def load_predictor(
     Raises:
         UnigsError: no such folder, or a damaged one.
     """
+    folder = str(locate_shipped(folder))
     path = Path(folder) / INDEX
     with in_words("a pipeline folder", repr(folder)):
         kind = read_config(path).get("_class_name") if path.exists() else None

@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import hashlib
 from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
 
 from unigs import __version__
 from unigs.files import explain_errors, hash_file
 from unigs.records import UnigsError, show
-from unigs.weights import read_config
+from unigs.weights import locate_shipped, read_config
 
 INDEX, DIGESTS = "model_index.json", "digests.json"
 
-SHIPPED = Path(str(files("unigs") / "assets" / "pipeline"))
-"""The small pipeline that ships with the package, for 64 px synthetic scenes."""
+DEFAULT = "tiny"
+"""The model that a verb takes if none is named."""
 
 PACKAGES = ["torch", "lightning", "diffusers", "transformers", "numpy", "pillow", "pycocotools"]
 
 
 def locate_model(folder: Path | None, option: str = "--model") -> Path:
-    """A model's folder: the one given, or the one that ships with the package.
+    """A model's folder: the one given or named, or the one that ships with the package.
 
     Raises:
         UnigsError: no such folder, or no model in it.
     """
     if folder is None:
-        if not (SHIPPED / INDEX).exists():
+        shipped = locate_shipped(DEFAULT)
+        if not (shipped / INDEX).exists():
             raise UnigsError(
-                f"expected the pipeline that ships with the package, found none at {SHIPPED}; "
+                f"expected the pipeline that ships with the package, found none at {shipped}; "
                 f"install the package again, or give one with {option} FOLDER"
             )
-        return SHIPPED
+        return shipped
+    folder = locate_shipped(folder)
     with explain_errors("a model's folder", folder):
         if not (folder / INDEX).exists():
             came = "a file" if folder.is_file() else "none" if folder.exists() else "nothing there"

@@ -37,10 +37,7 @@ from unigs.systems.joint.towers import LATENT_CHANNELS, FrozenTowers
 from unigs.systems.pixels import fit_size, resize_labels, resize_pixels
 from unigs.systems.sampling import Sampling, read_options, read_remembered, resolve_sampling
 from unigs.tasks import RECIPES
-from unigs.weights import in_words
-
-TINY = Path(__file__).parents[2] / "assets" / "pipeline"
-"""The model that ships."""
+from unigs.weights import in_words, locate_shipped
 
 DOOR = "from unigs import UniGSPipeline  # read by: custom_pipeline=<this folder>\n"
 """All of the folder's ``pipeline.py``, by which diffusers finds this class."""
@@ -128,7 +125,7 @@ class UniGSPipeline(DiffusionPipeline):
         Raises:
             UnigsError: no such folder, or no pipeline of ours there; names the file.
         """
-        folder = TINY if source == "tiny" else Path(source)
+        folder = locate_shipped(source)
         if not folder.is_dir() and is_hub_id(str(source)):
             folder = fetch_pipeline(str(source), **hub)
         pipe = cls.load(str(folder))
