@@ -127,7 +127,7 @@ def compare_samplers() -> None:
     found = {}
     for steps in (1, 2, 5, 10, 20):
         for td in (0.0, 1.0, 2.0):
-            name = f"{steps} steps, td = {td:g}"
+            name = f"{steps} step{'s' * (steps > 1)}, td = {td:g}"
             predictor = BitPredictor(trained, replace(own, steps=steps, td=td))
             found[name] = judge(predictor, WORK / "sample" / name.replace(" ", "-"), ["entity"])
     write_json(WORK / "sample.json", found)
@@ -136,7 +136,9 @@ def compare_samplers() -> None:
 def fill_tables() -> None:
     """Write every table whose figures are there between its marks on the page."""
     if (WORK / "evaluation" / "report.md").exists():
-        replace_table(PAGE, "systems", render_systems())
+        names = list(FIGURES)
+        replace_table(PAGE, "systems", render_systems(names[:4]))
+        replace_table(PAGE, "systems with classes", render_systems(names[4:]))
     if list(WORK.glob("seed-*/*/score.json")):
         replace_table(PAGE, "ablations", render_rows())
     if (path := WORK / "sample.json").exists():
@@ -146,26 +148,30 @@ def fill_tables() -> None:
 
 
 def tell(
-    found: dict[str, float | None], intervals: Mapping[str, Sequence[float]] | None = None
+    found: dict[str, float | None],
+    intervals: Mapping[str, Sequence[float]] | None = None,
+    names: Sequence[str] = tuple(FIGURES),
 ) -> list[str]:
     """Cells of one model; with intervals, half their width beside each."""
     cells = []
-    for figure in FIGURES.values():
+    for figure in map(FIGURES.__getitem__, names):
         value, interval = found.get(figure), (intervals or {}).get(figure)
         half = "" if interval is None else f" ± {tell_half(interval)}"
         cells.append("-" if value is None else f"{value:.3f}{half}")
     return cells
 
 
-def render_systems() -> list[list[str]]:
-    """All systems, on the same scenes."""
-    lines = [["", *FIGURES, "s / picture"]]
+def render_systems(names: Sequence[str]) -> list[list[str]]:
+    """All systems that have one of these figures, on the same scenes."""
+    lines = [["", *names, "s / picture"]]
     for name, model in MODELS.items():
         path = WORK / "evaluation" / name_model(model) / "results.json"
         if path.exists():
             results = json.loads(path.read_text())
             found, sure = (results[part]["entity"]["all"] for part in ("figures", "intervals"))
-            lines.append([name, *tell(found, sure), f"{found['seconds_per_picture']:.2f}"])
+            if any(FIGURES[one] in found for one in names):
+                cells = tell(found, sure, names)
+                lines.append([name, *cells, f"{found['seconds_per_picture']:.2f}"])
     return lines
 
 
