@@ -34,6 +34,7 @@ from unigs.report import tell_half
 from unigs.systems.load import load_predictor
 from unigs.systems.pix2seq_d.predictor import BitPredictor, read_folder
 from unigs.verbs.evaluate import name_model
+from unigs.weights import locate_shipped
 
 WORK = Path("runs/siblings")
 PAGE = Path("docs/systems.md")
@@ -41,7 +42,7 @@ MODELS = {
     "floor (random)": "floor-random",
     "truth": "oracle",
     "UperNet judge": "mask2former=runs/benchmark/judge",
-    "UniGS, four tasks (ships)": "unigs/assets/pipeline",
+    "UniGS, four tasks (ships)": "tiny",
     "Pix2Seq-D": "runs/pix2seq-d-benchmark/model",
     "GSS-FF": "runs/gss-benchmark/model",
     "GSS-FT-W": "runs/gss-ft-w/model",
@@ -82,7 +83,9 @@ FIGURES = {
 
 def evaluate_test() -> None:
     """Score all models that are there on the test scenes."""
-    paths = {name: Path(model.partition("=")[2] or model) for name, model in MODELS.items()}
+    paths = {
+        name: locate_shipped(model.partition("=")[2] or model) for name, model in MODELS.items()
+    }
     there = [
         MODELS[name]
         for name, path in paths.items()
