@@ -13,11 +13,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from importlib import import_module
 
 from unigs import __version__
-from unigs.records import UnigsError, UnigsWarning, show
+from unigs.records import UnigsError, UnigsWarning, show, suggest
 
 VERBS: dict[str, tuple[str, str]] = {
     "synthetic": ("unigs.synthetic:write_datasets", "draw three small data sets to try things on"),
@@ -82,8 +81,7 @@ def find_verb(words: Sequence[str]) -> str | None:
 def refuse_verb(word: str) -> str:
     """Words for a verb that there is none of, with the nearest that there is."""
     known = [*TRAINING, *VERBS]
-    near = [INSTEAD[word]] if word in INSTEAD else get_close_matches(word, known, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = suggest(INSTEAD.get(word, word), known)
     return f"expected a verb of {', '.join(known)}, got {show(word)!r}{hint}"
 
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -62,6 +63,12 @@ def show(text: object, limit: int | None = None) -> str:
         letter if letter.isprintable() or unicodedata.category(letter) == "Zs" else _escape(letter)
         for letter in line
     )
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The nearest known word, for the end of a message; empty where none is near."""
+    near = get_close_matches(word, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _escape(letter: str) -> str:
@@ -225,6 +232,11 @@ class Prediction:
     labels: torch.Tensor
     scores: list[list[float]]
     names: list[list[str]] | None = None
+
+    def cpu(self) -> Prediction:
+        """The same on the CPU."""
+        image, colormap, labels = self.image.cpu(), self.colormap.cpu(), self.labels.cpu()
+        return replace(self, image=image, colormap=colormap, labels=labels)
 
 
 @dataclass

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
-from unigs.records import TASKS, Decoder, UnigsError
+from unigs.records import TASKS, Decoder, UnigsError, suggest
 from unigs.tasks import RECIPES
 
 Solver = Literal["ddim", "unipc"]
@@ -183,7 +182,6 @@ def read_options(options: dict[str, Any]) -> Sampling:
         UnigsError: an unknown one, with the nearest that is known, or a value of a wrong type.
     """
     for name in options.keys() - set(OPTIONS):
-        near = get_close_matches(name, OPTIONS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = suggest(name, OPTIONS)
         raise UnigsError(f"expected options of {', '.join(OPTIONS)}, got {name!r}{hint}")
     return Sampling(**options)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from unigs.records import suggest
 
 EXAMPLES = "examples:"
 Kind = Literal["flag", "list", "one"]
@@ -90,10 +91,9 @@ def spell_words(words: Sequence[str], options: Mapping[str, Kind]) -> list[str]:
         name, equals, _ = word.partition("=")
         if name not in options and name != "--help":
             raise ValueError(f"expected an option of this verb, got {name}{suggest(name, options)}")
-        if equals or name == "--help":
-            spelt.append(word)
-            continue
         spelt.append(word)
+        if equals or name == "--help":
+            continue
         if options[name] == "flag" and not (rest and rest[0] in ("true", "false", "null")):
             spelt.append("true")
         elif options[name] == "list":
@@ -128,9 +128,3 @@ def join_list(values: Sequence[str]) -> str:
     if len(values) == 1 and (values[0][:1] == "[" or values[0] == "null"):
         return values[0]
     return json.dumps(list(values))
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """The nearest known word, for the end of a message; empty where none is near."""
-    near = get_close_matches(word, list(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -124,10 +124,7 @@ class Runner:
     def predict(self, samples: list[TaskSample]) -> Prediction:
         """One batch, on the CPU."""
         with torch.no_grad(), self.set_precision():
-            made = self.predictor(stack_samples(samples))
-        return replace(
-            made, image=made.image.cpu(), colormap=made.colormap.cpu(), labels=made.labels.cpu()
-        )
+            return self.predictor(stack_samples(samples)).cpu()
 
     def set_precision(self) -> AbstractContextManager[object]:
         """Autocast to the precision that was asked for."""

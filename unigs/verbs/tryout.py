@@ -80,7 +80,7 @@ def run_request(predictor: JointPredictor, sample: TaskSample) -> dict[str, byte
     how = predictor.options[sample.task]
     side_px = how["processing_resolution"]
     batch = stack_samples([sample])
-    prediction = run_sample(predictor, batch)
+    prediction = predictor(batch, progress=True).cpu()
     labels = prediction.labels[0].numpy()
     masks = list_masks(labels, prediction.scores[0])
     height, width = labels.shape
@@ -108,14 +108,6 @@ def run_request(predictor: JointPredictor, sample: TaskSample) -> dict[str, byte
         "masks.json": (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode("utf-8"),
         "sheet.png": encode_pixels(sheet),
     }
-
-
-def run_sample(predictor: JointPredictor, batch: Batch) -> Prediction:
-    """A batch's prediction, on the CPU."""
-    made = predictor(batch, progress=True)
-    return replace(
-        made, image=made.image.cpu(), colormap=made.colormap.cpu(), labels=made.labels.cpu()
-    )
 
 
 def list_masks(labels: np.ndarray, scores: Sequence[float]) -> list[dict[str, Any]]:
@@ -152,7 +144,7 @@ def try_tasks(predictor: JointPredictor, seed: int) -> dict[str, bytes]:
     rows, samples = [], draw_samples(side_px, predictor.pipeline.palette.capacity, seed)
     for sample in samples.values():
         batch = stack_samples([sample])
-        rows.append((batch, run_sample(predictor, batch)))
+        rows.append((batch, predictor(batch, progress=True).cpu()))
         print(f"{sample.task}: {sample.prompt!r}")
     hole, drawn = (find_sample(samples, context) for context in ("masked image", "colormap"))
     return {
