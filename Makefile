@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
+EXTRAS := eval remote demo adapters cluster docs dev
 IMAGES ?= 600
 STEPS ?= 900
 SCENES := --size_px 80 --max_things 4 --max_stuff 2 --min_radius 0.08
@@ -26,8 +27,8 @@ $(VENV)/installed: requirements.lock setup.cfg pyproject.toml
 	touch $@
 
 lock:  ## resolve the newest allowed versions into requirements.lock
-	$(BIN)/uv pip compile setup.cfg --extra eval --extra remote --extra dev --universal \
-	  --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade -q -o requirements.lock
+	$(BIN)/uv pip compile setup.cfg $(EXTRAS:%=--extra %) --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --no-header --upgrade -q -o requirements.lock
 
 quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one picture (9 minutes, 2 cores)
 	$(BIN)/unigs synthetic --out $(RUN)/data --images $(IMAGES) $(SCENES)
