@@ -78,11 +78,13 @@ SIBLING = $(BIN)/unigs export --checkpoint runs/$(1)/checkpoints/last.ckpt --out
 siblings: scenes  ## train and score Pix2Seq-D and GSS on the same scenes (4 hours, 1 core); resumes
 	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/pix2seq-d-benchmark.yaml
 	$(call SIBLING,pix2seq-d-benchmark)
-	test -e runs/vq/vq/config.json || OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/vq.yaml
 	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/gss-benchmark.yaml
 	$(call SIBLING,gss-benchmark)
 	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/gss-benchmark.yaml --config configs/gss-ft-w.yaml
 	$(call SIBLING,gss-ft-w)
+	test -e $(BENCH)/base/model_index.json || $(BIN)/unigs base --preset small --out $(BENCH)/base
+	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark.yaml --config configs/entity-benchmark.yaml
+	$(call SIBLING,entity-benchmark)
 	test -e $(BENCH)/judge/config.json || OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/judge.yaml
 	$(BIN)/python tools/benchmark_systems.py evaluate
 	$(BIN)/python tools/benchmark_systems.py sample

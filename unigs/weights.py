@@ -20,8 +20,10 @@ from unigs.records import UnigsError
 if TYPE_CHECKING:
     import torch
 
-SHIPPED = {"tiny": "pipeline", "pix2seq-d": "pix2seq-d"}
-"""Models that come with the package, made for 64 px synthetic scenes -> folder in ``assets``."""
+SHIPPED = {"tiny": "pipeline", "pix2seq-d": "pix2seq-d", "gss": "gss", "vq": "vq"}
+"""Weights that come with the package, made for 64 px synthetic scenes -> folder in ``assets``:
+three models, and the posterior of GSS.
+"""
 
 MAX_CONFIG_BYTES = 64 << 20
 """A vocabulary takes a few megabytes, a config some kilobytes."""
