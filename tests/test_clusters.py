@@ -92,6 +92,10 @@ def list_children(parent: int) -> list[int]:
 # --- torchrun ---
 
 
+REJOIN = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Without it a new agent waits for an address that an old one tells in its first round only."""
+
+
 class Agents:
     """torchrun's agents, one a node, on this machine."""
 
@@ -107,7 +111,7 @@ class Agents:
         ]  # fmt: skip
         log = open(self.folder / f"agent{len(self.started)}.log", "wb")  # noqa: SIM115
         command = [sys.executable, "-m", "torch.distributed.run", *words]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", **REJOIN}
         self.started.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
         return self.started[-1]
 
