@@ -138,7 +138,8 @@ class UniGS(System):
         kinds |= {"compute": Compute, "adapters": Adapters}
         options = upgrade_options(stored) | located
         try:
-            return cls(**{k: kinds[k](**v) if k in kinds and v else v for k, v in options.items()})
+            records = {k: kinds[k](**v) for k, v in options.items() if k in kinds and v is not None}
+            return cls(**options | records)
         except UnigsError as error:
             raise UnigsError(f"{error}, of {where}") from error
 
