@@ -11,8 +11,9 @@ from unigs.verbs.fit import RANK_TIMEOUT, make_cli
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 OVERLAYS = {"inpainting", "synthesis", "referring", "entity"}
+SMALL = {"gpu-24gb", "gpu-24gb-8bit", "gpu-16gb", "lora"}
 BASES = {
-    **dict.fromkeys(OVERLAYS, "joint"),
+    **dict.fromkeys(OVERLAYS | SMALL, "joint"),
     "gss-ft-w": "gss-benchmark",
     "entity-benchmark": "benchmark",
 }

@@ -72,6 +72,7 @@ class SampledValidation(Callback):
             self._rows[task].append(sheet_row(batch, prediction, place, list(answers.values())[1:]))
 
     def on_validation_epoch_end(self, trainer, pl_module) -> None:
+        del self._predictor  # of adapters it holds a merged network
         titles = [*SHEET_TITLES[:-1], *self._others, SHEET_TITLES[-1]]
         for (task, suffix), quality in self._quality.items():
             for name, value in compute_together(quality).items():

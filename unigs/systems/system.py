@@ -8,10 +8,10 @@ Both come with the callbacks that hold docs/promises.md, whatever a config lists
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -81,6 +81,8 @@ class Optimizer:
     """AdamW: linear warm-up, then constant or cosine, by optimiser step.
 
     Args:
+        kind: ``adamw8bit`` keeps its state in 8 bits (Dettmers et al. 2022), which takes a quarter
+            of the memory; it needs a CUDA GPU and ``pip install bitsandbytes``.
         learning_rate: after warm-up.
         warmup_steps: optimiser steps over which the rate rises linearly from 0.
         decay_steps: optimiser steps after which a cosine has brought the rate to 0; None: constant.
@@ -88,11 +90,34 @@ class Optimizer:
         betas: of AdamW.
     """
 
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
     learning_rate: float = 1e-5
     warmup_steps: int = 1000
     decay_steps: int | None = None
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
+
+    def build(self, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser at its full rate.
+
+        Raises:
+            UnigsError: bitsandbytes is missing.
+        """
+        told: dict[str, Any] = {
+            "lr": self.learning_rate,
+            "betas": tuple(self.betas),
+            "weight_decay": self.weight_decay,
+        }
+        if self.kind == "adamw":
+            return torch.optim.AdamW(weights, fused=True, **told)
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise UnigsError(
+                f"expected bitsandbytes, for {self.kind}, got none ({error}), at "
+                "model.optimizer.kind: pip install bitsandbytes, or use adamw"
+            ) from error
+        return AdamW8bit(weights, **told)
 
     def rate_at(self, step: int) -> float:
         """Share of the learning rate at an optimiser step, from 0."""
@@ -113,7 +138,11 @@ class System(Learner):
     NETWORK: ClassVar[str]
     """Name of the attribute that is trained, averaged and saved."""
 
-    ON_RESUME: ClassVar[dict[str, Rule]] = {"model.optimizer": "taken", "model.sampling": "taken"}
+    ON_RESUME: ClassVar[dict[str, Rule]] = {
+        "model.optimizer": "taken",
+        "model.optimizer.kind": "refused",  # one's state is none of the other's
+        "model.sampling": "taken",
+    }
 
     MOVED: ClassVar[Mapping[str, str]] = {}
     """Options that older versions saved under another name, and their dotted name now."""
@@ -184,13 +213,7 @@ class System(Learner):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         told = self.optimizer
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=told.learning_rate,
-            betas=tuple(told.betas),  # type: ignore[arg-type]
-            weight_decay=told.weight_decay,
-            fused=True,
-        )
+        optimizer = told.build(self.network.parameters())
         # Lightning takes it for one that unscales inside of its step, and would refuse to clip.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: told.rate_at(step))
@@ -230,7 +253,8 @@ class System(Learner):
                     f"the checkpoint has {theirs.get(name, 'none')}"
                 )
         for group in (g for o in checkpoint.get("optimizer_states", []) for g in o["param_groups"]):
-            group["fused"] = True  # also of a run that began otherwise: its counters then move too
+            if "fused" in group:  # also of a run that began otherwise: its counters then move too
+                group["fused"] = True
         averaged = read_ema(checkpoint)
         if averaged and self._trainer is not None and self.trainer.state.fn != "fit":
             named = {f"{prefix}{name}": w for name, w in averaged.items()}

@@ -4,11 +4,12 @@ Decisions that Lightning leaves to us: optimisers are the module's own; the save
 overwritten (a requeued job writes to the same folder), but not before the run owns its folder;
 samplers are never replaced; what the command line and the config say beats what a checkpoint
 remembers; ``ckpt_path: last`` is the newest whole checkpoint of this run; a rank that is left alone
-gives up after minutes; preemption has an exit code.
+gives up after minutes; torchrun knows how many nodes there are; preemption has an exit code.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from datetime import timedelta
@@ -63,7 +64,7 @@ class UnigsCLI(LightningCLI):
         """Lightning would let the checkpoint's hyperparameters override the user's; we do not."""
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs, **read_topology())
         if isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy._timeout = RANK_TIMEOUT
             trainer.strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
@@ -92,6 +93,17 @@ class UnigsCLI(LightningCLI):
                 f"resuming from {found}" if found else "no checkpoint of this run yet", flush=True
             )
         return str(found) if found else None
+
+
+def read_topology() -> dict[str, int]:
+    """Nodes and devices as torchrun started them, whatever a config says; empty without it.
+
+    An elastic torchrun starts a run again on other nodes than it began on.
+    """
+    if not TorchElasticEnvironment.detect():
+        return {}
+    started = {"num_nodes": "GROUP_WORLD_SIZE", "devices": "LOCAL_WORLD_SIZE"}
+    return {option: int(os.environ[name]) for option, name in started.items()}
 
 
 def make_cli(words: list[str], run: bool = True) -> UnigsCLI:

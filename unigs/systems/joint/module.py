@@ -17,9 +17,10 @@ from diffusers.training_utils import cast_training_params
 from unigs.codec import Palette
 from unigs.records import Batch, UnigsError
 from unigs.runs import Rule
+from unigs.systems.adapters import Adapters, adapt
 from unigs.systems.joint.base import load_components, locate_base, resolve_prediction_type
 from unigs.systems.joint.conditions import encode_training, read_batch
-from unigs.systems.joint.denoiser import widen_unet
+from unigs.systems.joint.denoiser import NEW_LAYERS, merge_unet, widen_unet
 from unigs.systems.joint.objective import Objective, measure_losses
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.joint.predictor import JointPredictor
@@ -91,6 +92,7 @@ class UniGS(System):
         sampling: how the trained model is best used, by task and under ``all``; it travels with
             the exported folder. No part of the training.
         compute: memory against speed.
+        adapters: train LoRA and the layers that Stable Diffusion lacks; None: every weight.
     """
 
     NETWORK = "unet"
@@ -112,16 +114,17 @@ class UniGS(System):
         optimizer: Optimizer = Optimizer(),  # noqa: B008
         sampling: dict[str, Sampling] = {},  # noqa: B006 (never changed)
         compute: Compute = Compute(),
+        adapters: Adapters | None = None,
     ) -> None:
         super().__init__()
         self.base, self.revision = base, revision
         self.palette, self.objective, self.optimizer = palette, objective, optimizer
         self.sampling = read_remembered(sampling, "model.sampling")
-        self.compute = compute
+        self.compute, self.adapters = compute, adapters
         self.keep_options(
             base=base, revision=revision, palette=palette, objective=objective,
             optimizer=optimizer, sampling={k: v.list_given() for k, v in self.sampling.items()},
-            compute=compute,
+            compute=compute, adapters=adapters,
         )  # fmt: skip
         self.unet: Any = None
         self.towers: Any = None
@@ -132,10 +135,11 @@ class UniGS(System):
         """A new module by the hyperparameters in a checkpoint; see ``System.rebuild``."""
         located = find_base(stored, base, where)
         kinds = {"palette": Palette, "objective": Objective, "optimizer": Optimizer}
-        kinds |= {"compute": Compute}
+        kinds |= {"compute": Compute, "adapters": Adapters}
         options = upgrade_options(stored) | located
         try:
-            return cls(**{k: kinds[k](**v) if k in kinds else v for k, v in options.items()})
+            records = {k: kinds[k](**v) for k, v in options.items() if k in kinds and v is not None}
+            return cls(**options | records)
         except UnigsError as error:
             raise UnigsError(f"{error}, of {where}") from error
 
@@ -151,6 +155,12 @@ class UniGS(System):
     def describe(self) -> str:
         return f"base {self.base!r}"
 
+    def setup(self, stage: str) -> None:
+        """Refuse precisions that the weights do not go with; see ``Learner.setup``."""
+        super().setup(stage)
+        if self.adapters:
+            self.adapters.check_precision(str(self.trainer.precision))
+
     def configure_model(self) -> None:
         """Load the base and widen its UNet; once, when the trainer or a checkpoint asks for it."""
         if self.unet is not None:
@@ -165,6 +175,8 @@ class UniGS(System):
         self.scheduler.register_to_config(prediction_type=kind)
         self.objective = replace(self.objective, prediction_type=kind)  # type: ignore[arg-type]
         self.hparams["objective"]["prediction_type"] = kind
+        if self.adapters:
+            adapt(self.unet, self.adapters, NEW_LAYERS)
         cast_training_params(self.unet, torch.float32)
         if self.compute.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
@@ -181,10 +193,10 @@ class UniGS(System):
         return measure_losses(self.objective, self.unet, self.scheduler, clean, conditions, batch)
 
     def make_pipeline(self) -> UniGSPipeline:
-        """A pipeline over the live components, without a copy."""
-        towers = self.towers
+        """A pipeline over the live components, without a copy but where adapters are merged."""
+        towers, unet = self.towers, merge_unet(self.unet) if self.adapters else self.unet
         return UniGSPipeline(
-            towers.vae, towers.text_encoder, towers.tokenizer, self.unet, self.scheduler,
+            towers.vae, towers.text_encoder, towers.tokenizer, unet, self.scheduler,
             palette=self.palette, sampling=self.sampling,
         )  # fmt: skip
 
