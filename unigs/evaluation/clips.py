@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from unigs.annotations import split_key
 from unigs.annotations.base import Source
+from unigs.annotations.davis import OBJECT, PAST_FRAMES
 from unigs.evaluation.judging import Judges
 from unigs.evaluation.protocol import digest_header
 from unigs.evaluation.results import ResultStore, pick_pictures, summarise_results
@@ -58,7 +59,7 @@ class Labeller:
 
     def label(self, frames: Iterable[Frame]) -> Iterator[torch.Tensor]:
         """Ids int64 [H, W] of each frame at its own size."""
-        known: deque[torch.Tensor] = deque(maxlen=2)  # true ids, the nearest first
+        known: deque[torch.Tensor] = deque(maxlen=PAST_FRAMES)  # true ids, the nearest first
         first, state = None, ClipState()
         for number, frame in enumerate(frames):
             first = frame.ids if first is None else first
@@ -71,14 +72,10 @@ class Labeller:
                 state = ClipState(number)
             elif self.past == "true past":
                 most = max((int(ids.max()) for ids in known), default=0)
-                state = model.recall(number, list(known), [OBJECT] * most, fitted)
+                state = model.recall(number, list(known), [OBJECT["name"]] * most, fitted)
             prediction, state = model.follow(resize_pixels(frame.image, fitted), state)
             known.appendleft(frame.ids)
             yield resize_labels(prediction.labels.cpu(), size)[0].long()
-
-
-OBJECT = "object"
-"""The one class of DAVIS."""
 
 
 class Frame(NamedTuple):

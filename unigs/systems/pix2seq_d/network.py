@@ -116,10 +116,8 @@ class BitDenoiser(nn.Module):
         grid = find_grid((image.shape[-2], image.shape[-1]), self.told.divisor)
         zeros = self.decoder.conv_in.weight.new_zeros
         if self.blind:
-            features, tokens = (
-                zeros(len(image), self.told.features, *grid),
-                zeros(len(image), 1, self.told.tokens),
-            )
+            features = zeros(len(image), self.told.features, *grid)
+            tokens = zeros(len(image), 1, self.told.tokens)
         else:
             features, tokens = self.encoder(image, grid)
         if not self.past_channels:
