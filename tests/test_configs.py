@@ -16,6 +16,8 @@ BASES = {
     **dict.fromkeys(OVERLAYS | SMALL, "joint"),
     "gss-ft-w": "gss-benchmark",
     "entity-benchmark": "benchmark",
+    "pix2seq-d-video": "pix2seq-d",
+    "pix2seq-d-video-benchmark": "pix2seq-d-benchmark",
 }
 """Config that is laid over another -> that one."""
 

@@ -43,6 +43,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "inpaint, synthesise, find or segment",
     ),
     "evaluate": ("unigs.verbs.evaluate:evaluate_models", "the paper's tables for any models"),
+    "evaluate clips": ("unigs.verbs.clips:evaluate_on_clips", "J&F of models that follow a clip"),
     "doctor": ("unigs.verbs.doctor:report_health", "look for common trouble and say what to do"),
 }
 TRAINING = {

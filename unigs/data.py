@@ -84,7 +84,21 @@ def stack_samples(samples: Sequence[TaskSample]) -> Batch:
         ignored=stack("ignored"),
         coarse_mask=stack("coarse_mask")[:, None],
         largest=max(int(s.labels.max()) for s in samples),
+        **stack_past(samples),
     )
+
+
+def stack_past(samples: Sequence[TaskSample]) -> dict[str, Any]:
+    """``past`` and ``gone`` of a batch; nothing if no sample is a frame of a clip."""
+    frames = [s.past for s in samples if s.past is not None]
+    if not frames:
+        return {}
+    most = max(map(len, frames))
+    past = np.zeros((len(samples), most, *samples[0].labels.shape), np.int32)
+    for row, sample in zip(past, samples, strict=True):
+        if sample.past is not None:
+            row[: len(sample.past)] = sample.past
+    return {"past": torch.from_numpy(past), "gone": [s.gone for s in samples]}
 
 
 def stack_made(made: Sequence[Made]) -> Batch:

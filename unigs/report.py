@@ -208,7 +208,7 @@ def render_html(models: Sequence[dict[str, Any]]) -> str:
             parts.append(f"<p>Less {first}, on the same pictures:</p>")
             parts.append(f'<div class="wide"><table>{head}{rows}</table></div>')
         parts.append(_render_curves(table.task, models))
-        parts += [_render_pictures(table.task, model) for model in models]
+        parts += [_render_pictures(table, model) for model in models]
     facts = "".join(f"<li>{escape_html(fact)}</li>" for fact in list_facts(models))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -268,6 +268,8 @@ def _render_difference(name: str, cells: Sequence[tuple[str, bool]]) -> str:
 
 def _render_curves(task: str, models: Sequence[dict[str, Any]]) -> str:
     mine = {m["model"]: m["curves"][task] for m in models if task in m["curves"]}
+    if not mine:
+        return ""
     recall = {name: curves["recall"] for name, curves in mine.items() if curves["recall"]}
     ratings = {name: curves["ratings"] for name, curves in mine.items()}
     return (
@@ -278,8 +280,8 @@ def _render_curves(task: str, models: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _render_pictures(task: str, model: dict[str, Any]) -> str:
-    picks = model["picks"].get(task, [])
+def _render_pictures(table: Table, model: dict[str, Any]) -> str:
+    picks = model["picks"].get(table.task, [])
     if not picks:
         return ""
     figures = []
@@ -291,7 +293,7 @@ def _render_pictures(task: str, model: dict[str, Any]) -> str:
             f'src="data:image/jpeg;base64,{base64.b64encode(bytes_).decode()}">'
             f"<figcaption>{escape_html(caption)}</figcaption></figure>"
         )
-    title = f"{model['model']}: condition, image, colormap, decoded masks, ground truth"
+    title = f"{model['model']}: {table.shown}"
     return f"<h3>{escape_html(title)}</h3>" + "".join(figures)
 
 

@@ -10,6 +10,7 @@ report. Modules, left to right:
 - ``figures``: figures of any subset of the rows, and of bootstrap resamples of it.
 - ``results``: rows on disk, resumable, and what is made of them.
 - ``intervals``: of figures, and of the differences of two models.
+- ``clips``: models that follow entities through clips, with rows of their own.
 - ``tables``: what the report shows, with the paper's rows.
 - ``run``: the loop, and the verb.
 """

@@ -125,26 +125,17 @@ class Evaluator:
             )
         by_task = {task: [r for r in rows if r["task"] == task] for task in self.predictor.tasks}
         by_task = {task: mine for task, mine in by_task.items() if mine}
-        resampled = resample_results(rows)
         results = {
             "model": self.predictor.name,
             "inputs": digest_header(self.header),
             "figures": summarise_results(self.store, self.cache, self.key),
-            "intervals": find_intervals(resampled),
-            "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
             "missing": self.judges.list_missing(),
-            "judges": self.store.header["judges"],
-            "settings": self.store.header["settings"],
             "curves": {task: draw_curves(mine) for task, mine in by_task.items()},
             "picks": {task: pick_pictures(mine) for task, mine in by_task.items()},
-            "replaced": dict(sum((Counter(row["skipped"]) for row in rows), Counter())),
-            **_measure_memory(),
         }
         write_csv(self.store.folder / "pictures.csv", rows)
-        write_resampled(self.store.folder, resampled)
         write_protocol(self.store.folder / PROTOCOL, self.header, rows)
-        write_json(self.store.folder / RESULTS, _drop_nan(results))
-        return results
+        return keep_results(self.store, rows, results)
 
 
 def evaluate(
@@ -159,6 +150,25 @@ def evaluate(
     for loaded in tqdm(evaluator.loader, desc=predictor.name, unit="batch"):
         evaluator.score(loaded)
     return evaluator.finish()
+
+
+def keep_results(
+    store: ResultStore, rows: list[dict[str, Any]], results: dict[str, Any]
+) -> dict[str, Any]:
+    """Write ``results.json`` and the figures of resamples; what all evaluations tell is added."""
+    resampled = resample_results(rows)
+    results = {
+        **results,
+        "intervals": find_intervals(resampled),
+        "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
+        "judges": store.header["judges"],
+        "settings": store.header["settings"],
+        "replaced": dict(sum((Counter(row["skipped"]) for row in rows), Counter())),
+        **_measure_memory(),
+    }
+    write_resampled(store.folder, resampled)
+    write_json(store.folder / RESULTS, _drop_nan(results))
+    return results
 
 
 def describe_run(predictor: Predictor, judges: Judges, header: dict[str, Any]) -> dict[str, Any]:

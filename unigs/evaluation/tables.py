@@ -23,6 +23,7 @@ class Table:
     task: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, tuple[float | None, ...]], ...]
+    shown: str = "condition, image, colormap, decoded masks, ground truth"
 
 
 MASKS = (
@@ -109,5 +110,21 @@ PAPER = (
             ("CropFormer", (0.664, 0.727, 0.449)),
             ("UniGS", (0.631, 0.692, 0.407)),
         ),
+    ),
+    Table(
+        "Clips: unsupervised J&F",
+        "clips",
+        (
+            Column("J&F", "j_and_f"),
+            Column("J", "j_mean"),
+            Column("J recall", "j_recall"),
+            Column("J decay", "j_decay"),
+            Column("F", "f_mean"),
+            Column("F recall", "f_recall"),
+            Column("F decay", "f_decay"),
+            Column("id switches", "id_switches", digits=0),
+        ),
+        (("Pix2Seq-D on DAVIS 2017 val, arXiv 2210.06366", (0.684,)),),
+        "frames of a clip, true and found",
     ),
 )
