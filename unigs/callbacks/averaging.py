@@ -7,7 +7,10 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from unigs.sharding import gather, place_as, take_local
 
 
 class EMA(Callback):
@@ -23,7 +26,8 @@ class EMA(Callback):
         self._restored: dict[str, Any] = {}
         self._steps = 0
         self._seen_steps = 0
-        self._trained: list[torch.Tensor] = []  # the weights themselves, while averages stand there
+        self._trained: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        """Weights with what was trained, while averages stand there."""
 
     def decay_at(self, step: int) -> float:
         """What is left of the average at a step, from 0, which takes the weights as they are."""
@@ -32,10 +36,7 @@ class EMA(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         named = dict(pl_module.network.named_parameters())  # type: ignore[union-attr]
         known, self._steps = self._restored.get("weights", named), self._restored.get("steps", 0)
-        self._averages = {
-            name: known[name].detach().to(weight.device, copy=True)
-            for name, weight in named.items()
-        }
+        self._averages = {name: place_as(known[name], weight) for name, weight in named.items()}
         self._restored = {}
 
     def on_train_start(self, trainer, pl_module) -> None:
@@ -44,34 +45,48 @@ class EMA(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.global_step > self._seen_steps:  # not while gradients accumulate
             self._seen_steps = trainer.global_step
-            weights = [weight.detach() for weight in pl_module.network.parameters()]
-            update = get_ema_multi_avg_fn(self.decay_at(self._steps))
-            update(list(self._averages.values()), weights, None)
+            weights = [take_local(weight.detach()) for weight in pl_module.network.parameters()]
+            averages = [take_local(average) for average in self._averages.values()]
+            get_ema_multi_avg_fn(self.decay_at(self._steps))(averages, weights, None)
             self._steps += 1
 
     def on_validation_start(self, trainer, pl_module) -> None:
-        """Let the averages stand for the weights; nothing is copied."""
-        if self._averages:
-            weights = list(pl_module.network.parameters())
-            self._trained = [weight.data for weight in weights]
-            for weight, average in zip(weights, self._averages.values(), strict=True):
-                weight.data = average
+        """Let the averages stand for the weights; nothing is copied but shards."""
+        if not self._averages:
+            return
+        weights = list(pl_module.network.parameters())
+        self._trained = [(weight, _take(weight)) for weight in weights]
+        for weight, average in zip(weights, self._averages.values(), strict=True):
+            _put(weight, average)
 
     def on_validation_end(self, trainer, pl_module) -> None:
-        self._swap_back(pl_module)
+        self._swap_back()
 
     def on_exception(self, trainer, pl_module, exception) -> None:
         """A run that ends in a validation is saved with the weights that were trained."""
-        self._swap_back(pl_module)
+        self._swap_back()
 
-    def _swap_back(self, pl_module) -> None:
-        if self._trained:
-            for weight, trained in zip(pl_module.network.parameters(), self._trained, strict=True):
-                weight.data = trained
-            self._trained = []
+    def _swap_back(self) -> None:
+        for weight, trained in self._trained:
+            _put(weight, trained)
+        self._trained = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self._averages, "steps": self._steps} if self._averages else {}
+        if not self._averages:
+            return {}
+        return {"weights": gather(self._averages), "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
+
+
+def _take(weight: torch.nn.Parameter) -> torch.Tensor:
+    """What a weight is, to be put back: its memory, or a copy of its shard, which has to stay."""
+    return weight.detach().clone() if isinstance(weight, DTensor) else weight.data
+
+
+def _put(weight: torch.nn.Parameter, value: torch.Tensor) -> None:
+    if isinstance(weight, DTensor):
+        weight.detach().copy_(value)
+    else:
+        weight.data = value

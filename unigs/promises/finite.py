@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from unigs.checkpoints import NotFinite
 from unigs.records import TASKS, Batch
+from unigs.sharding import take_local
 
 SHOWN = 8
 """Sample keys that a message names at most."""
@@ -17,7 +18,7 @@ SHOWN = 8
 class FiniteSteps(Callback):
     """Look at loss and gradient before every optimiser step; stop, or skip that step.
 
-    All ranks decide alike: gradients are equal on all of them, the losses' verdict is shared. With
+    All ranks decide alike: the verdict on losses and gradients is shared. With
     half precision and a loss scaler only the loss is looked at, because the scaler skips steps by
     itself while it looks for its scale.
 
@@ -72,8 +73,9 @@ class FiniteSteps(Callback):
 
 
 def is_gradient_finite(optimizer: torch.optim.Optimizer) -> torch.Tensor:
-    """Whether every gradient is finite, bool [] on the gradients' device."""
-    grads = [w.grad for g in optimizer.param_groups for w in g["params"] if w.grad is not None]
+    """Whether this rank's gradients, or its shards of them, are finite; bool [] on their device."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    grads = [take_local(weight.grad) for weight in weights if weight.grad is not None]
     if not grads:
         return torch.tensor(True)
     return torch.isfinite(torch.stack(torch._foreach_norm(grads)).sum())

@@ -113,6 +113,9 @@ class System(Learner):
     NETWORK: ClassVar[str]
     """Name of the attribute that is trained, averaged and saved."""
 
+    ENTRIES: ClassVar[tuple[str, ...]] = ()
+    """Methods by which the network is called, besides ``forward``."""
+
     ON_RESUME: ClassVar[dict[str, Rule]] = {"model.optimizer": "taken", "model.sampling": "taken"}
 
     MOVED: ClassVar[Mapping[str, str]] = {}
