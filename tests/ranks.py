@@ -21,6 +21,7 @@ from unigs.callbacks import EMA, Preemption
 from unigs.checkpoints import read_checkpoint
 from unigs.codec import Palette
 from unigs.promises import Preempted
+from unigs.promises.reasons import find_reason
 from unigs.records import UnigsError
 from unigs.tasks import TaskOptions
 
@@ -44,7 +45,7 @@ class Seen(Callback):
         self.losses.append(loss.item())
 
     def write(self) -> None:
-        self.out.write_text(json.dumps([self.losses, self.indices]))
+        self.out.write_text(json.dumps([self.losses, self.indices, self.words]))
 
 
 class Strike(Callback):
@@ -100,6 +101,7 @@ def train(base, shards, folder: Path, rank: int, world: int, port: int, options:
         seen.words = str(error)
     except RuntimeError as error:
         code = 7 if "gloo" in str(error) else 1
+        seen.words = find_reason()
         traceback.print_exc()
     seen.write()
     os._exit(code)

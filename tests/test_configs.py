@@ -11,7 +11,7 @@ from unigs.verbs.fit import RANK_TIMEOUT, make_cli
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 OVERLAYS = {"inpainting", "synthesis", "referring", "entity"}
-BASES = {**dict.fromkeys(OVERLAYS, "joint"), "gss-ft-w": "gss-benchmark"}
+BASES = {**dict.fromkeys((*OVERLAYS, "fsdp2"), "joint"), "gss-ft-w": "gss-benchmark"}
 """Config that is laid over another -> that one."""
 
 

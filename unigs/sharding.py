@@ -65,8 +65,17 @@ class FSDP2(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer: Any) -> None:
-        """Shard what a fit trains; what only answers stays whole, and needs no other rank."""
+        """Shard what a fit trains; what only answers stays whole, and needs no other rank.
+
+        Raises:
+            UnigsError: nothing to shard, or half precision with a loss scaler.
+        """
         if trainer.state.fn == TrainerFn.FITTING:
+            if getattr(self.precision_plugin, "scaler", None) is not None:
+                raise UnigsError(
+                    "expected 32-true or bf16-mixed with FSDP2, whose shards no loss scaler sees "
+                    f"together, got {trainer.precision}, at trainer.precision"
+                )
             network = find_network(self.lightning_module)
             network.to(self.root_device)
             for tensor in network.state_dict().values():  # as DDP: those of the first rank
@@ -122,6 +131,48 @@ class FSDP2(ModelParallelStrategy):
 
     def _list_units(self) -> list[FSDPModule]:
         return [part for part in self._network.modules() if isinstance(part, FSDPModule)]
+
+
+def refuse_strategy(name: str) -> None:
+    """Refuse a strategy that shards in another way than ``FSDP2``.
+
+    Args:
+        name: of the strategy, as a config says it, or of its class.
+
+    Raises:
+        UnigsError: FSDP1 or DeepSpeed.
+    """
+    if name.lower().startswith(("fsdp", "deepspeed")) and name != FSDP2.__name__:
+        raise UnigsError(
+            f"expected auto, ddp or unigs.sharding.FSDP2 (--config configs/fsdp2.yaml), got {name}, "
+            "at trainer.strategy"
+        )
+
+
+def refuse_unsharded(module: Any, strategy: Any) -> None:
+    """Refuse a strategy that leaves sharding to a module which does none.
+
+    Args:
+        module: configured, and set up by the strategy.
+        strategy: the trainer's.
+
+    Raises:
+        UnigsError: nothing is sharded, so ranks would train unsynchronised; or tensor parallelism.
+    """
+    if not isinstance(strategy, ModelParallelStrategy):
+        return
+    name = type(strategy).__name__
+    if strategy.device_mesh["tensor_parallel"].size() > 1:
+        raise UnigsError(
+            f"expected ranks that hold other samples each, got {name} with "
+            f"tensor_parallel_size {strategy.device_mesh['tensor_parallel'].size()}, at "
+            "trainer.strategy; use unigs.sharding.FSDP2"
+        )
+    if not any(isinstance(weight, DTensor) for weight in module.parameters()):
+        raise UnigsError(
+            f"expected sharded weights, got none that {name} or {type(module).__name__} sharded, "
+            "at trainer.strategy; use unigs.sharding.FSDP2"
+        )
 
 
 def find_network(module: Any) -> nn.Module:
