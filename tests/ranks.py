@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
@@ -132,5 +131,3 @@ def read_end(folder: Path) -> dict:
     average, stream = content["callbacks"]["EMA"], content["UniGSData"]
     parts = {name: content[name] for name in ("global_step", "state_dict", "optimizer_states")}
     return parts | {"average": average, "stream": stream}
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from itertools import chain
 
@@ -61,4 +62,6 @@ def test_a_rank_that_stops_stops_all(base, shards, tmp_path):
     started = time.monotonic()
     *_, codes = run_ranks(base, shards, tmp_path, "x", world=2, max_steps=5, callbacks=[Fail()])
     assert codes == [7, 5]
+    words = json.loads((tmp_path / "x-0.json").read_text())[2]
+    assert words == "rank 1: expected a sample, got none, in this test"
     assert time.monotonic() - started < 60

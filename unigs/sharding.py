@@ -41,9 +41,7 @@ class FSDP2(ModelParallelStrategy):
     """
 
     def __init__(self, replicas: int = 1, timeout: timedelta = RANK_TIMEOUT) -> None:
-        super().__init__(
-            tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout
-        )
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout)
         self.replicas = replicas
 
     restore_checkpoint_after_setup = False  # weights are loaded whole, and then sharded

@@ -27,7 +27,6 @@ from unigs.systems.joint.predictor import JointPredictor
 from unigs.systems.sampling import Sampling, read_remembered
 from unigs.systems.system import Optimizer, System
 
-
 Compile = Literal["none", "blocks", "whole"]
 
 
@@ -193,6 +192,7 @@ class UniGS(System):
         super().on_fit_start()
         if self.compute.compile == "none":
             return
+        torch.compiler.set_stance("default")
         # DDP would cut each graph at its buckets, and cannot where activations are checkpointed.
         torch._dynamo.config.optimize_ddp = False
         if self.compute.compile == "blocks":
