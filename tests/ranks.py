@@ -1,4 +1,4 @@
-"""A real system trained by ranks that are forked: losses, samples, exit codes, the last checkpoint."""
+"""A real system trained by forked ranks: losses, samples, exit codes, the last checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiled training: no graph breaks, no graph after the first step, the losses and names of eager."""
+"""Compiled training: whole graphs, none after the first step, the losses and names of eager."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_operations_are_counted_before_the_graphs(base, shards, monkeypatch):
 
 @pytest.mark.parametrize("old", [True, False])
 def test_old_words_are_named_new_ones(old):
-    with pytest.raises(UnigsError, match="none, blocks, whole.*model.compute.compile"):
+    with pytest.raises(UnigsError, match=r"none, blocks, whole.*model.compute.compile"):
         Compute(compile=old)
     stored = {"palette": {}, "compute": {"compile": old}}
     assert upgrade_options(stored)["compute"]["compile"] == ("whole" if old else "none")

@@ -45,7 +45,7 @@ OPTIONS["make"] = make_uneven
 
 @pytest.fixture(scope="module")
 def runs(base, shards, tmp_path_factory):
-    """Folder, and losses, of a run of DDP and of a sharded one, left alone and cut after 2 steps."""
+    """Folder and losses: a run of DDP, a sharded one, and one that is cut after 2 steps."""
     return make_runs(base, shards, tmp_path_factory.mktemp("runs"))
 
 
@@ -227,7 +227,7 @@ def test_other_strategies_that_shard_are_refused_by_name(monkeypatch, tmp_path, 
 
 
 def test_blocks_are_members_of_the_outermost_lists():
-    layers = nn.ModuleList(nn.ModuleList([nn.Linear(4, 4)]) for _ in range(2))
+    layers = nn.ModuleList(nn.ModuleList([nn.Linear(6, 6)]) for _ in range(2))
     network = nn.Sequential(nn.Linear(4, 4), nn.Module(), nn.ModuleList([nn.Linear(50, 50)]))
     network[1].inner = nn.ModuleList([nn.Linear(40, 40), nn.Linear(1, 1), nn.Sequential(layers)])
     inner = network[1].inner

@@ -142,8 +142,8 @@ def refuse_strategy(name: str) -> None:
     """
     if name.lower().startswith(("fsdp", "deepspeed")) and name != FSDP2.__name__:
         raise UnigsError(
-            f"expected auto, ddp or unigs.sharding.FSDP2 (--config configs/fsdp2.yaml), got {name}, "
-            "at trainer.strategy"
+            f"expected auto, ddp or unigs.sharding.FSDP2 (configs/fsdp2.yaml), got {name}, at "
+            "trainer.strategy"
         )
 
 

@@ -37,8 +37,8 @@ class Compute:
     Args:
         gradient_checkpointing: recompute activations in the backward pass; about 30 % slower, far
             less memory.
-        compile: ``torch.compile`` of the UNet for training: ``whole``, or its transformer ``blocks``
-            one by one, which takes less time to compile; both in place.
+        compile: ``torch.compile`` of the UNet for training, in place: ``whole``, or its transformer
+            ``blocks`` one by one, which takes less time to compile.
         channels_last: NHWC memory format for UNet and VAE, faster for convolutions.
         towers_dtype: precision of the frozen VAE and text encoder.
         encode_chunk: pictures that the VAE encodes at a time, at 512 px 0.3 GiB each; None: all.
