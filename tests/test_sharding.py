@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import gss_parts
@@ -21,6 +22,7 @@ from unigs.records import UnigsError
 from unigs.sharding import FSDP2, list_blocks
 from unigs.systems import Pix2SeqD
 from unigs.systems.backbone import Backbone
+from unigs.systems.joint.module import Compute
 from unigs.systems.load import load_system
 from unigs.systems.pix2seq_d.network import Network
 from unigs.systems.system import Optimizer
@@ -178,6 +180,21 @@ def test_shards_within_replicas_have_the_losses_of_ddp(base, shards, runs, tmp_p
     )
     assert codes == [0] * 4
     assert ours == pytest.approx(losses["ddp"], rel=1e-3)
+
+
+def make_compiled(base, shards, global_batch_size: int):
+    model, data = make_uneven(base, shards, global_batch_size)
+    model.compute = Compute(gradient_checkpointing=True, compile="blocks")
+    return model, data
+
+
+@pytest.mark.slow
+def test_compiled_blocks_have_the_losses_of_ddp(base, shards, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    told = {**OPTIONS, "world": 2, "strategy": FSDP2(), "make": make_compiled}
+    ours, _, codes = run_ranks(base, shards, tmp_path, "x", **told)
+    assert codes == [0, 0]
+    assert ours == pytest.approx(runs[1]["ddp"], rel=1e-3)
 
 
 class Poison(Callback):

@@ -1,7 +1,6 @@
 """Sharded training: weights, gradients, optimiser and average spread over the ranks (FSDP2).
 
-In: a module whose ``network`` is trained. Each of its blocks is one unit that is gathered while it
-computes. Out: checkpoints of whole tensors, the same file that one rank or DDP writes, so that any
+In: a ``System``. Each block of its network is one unit that is gathered while it computes. Out: checkpoints of whole tensors, the same file that one rank or DDP writes, so that any
 number of ranks resumes from it, sharded or not. What is frozen stays whole on every rank.
 """
 
@@ -32,7 +31,7 @@ SMALLEST_BLOCK = 0.01
 
 
 class FSDP2(ModelParallelStrategy):
-    """Lightning's strategy around torch's ``fully_shard``, for any module with a ``network``.
+    """Lightning's strategy around torch's ``fully_shard``, for any ``System``.
 
     Args:
         replicas: groups of ranks that hold all shards each, as many as nodes for instance (HSDP);
@@ -74,10 +73,7 @@ class FSDP2(ModelParallelStrategy):
                     "expected 32-true or bf16-mixed with FSDP2, whose shards no loss scaler sees "
                     f"together, got {trainer.precision}, at trainer.precision"
                 )
-            network = find_network(self.lightning_module)
-            network.to(self.root_device)
-            for tensor in network.state_dict().values():  # as DDP: those of the first rank
-                dist.broadcast(tensor, 0)
+            network = find_network(self.lightning_module).to(self.root_device)
             shard_network(network, self.make_mesh())
             for name in getattr(self.lightning_module, "ENTRIES", ()):
                 if hasattr(network, name):
@@ -102,8 +98,8 @@ class FSDP2(ModelParallelStrategy):
             unit.unshard()
 
     def on_validation_end(self) -> None:
-        for unit in self._list_units():
-            unit.set_reshard_after_forward(unit is not self._network, recurse=False)
+        for number, unit in enumerate(self._list_units()):
+            unit.set_reshard_after_forward(number > 0, recurse=False)  # the first is the network
             unit.reshard()
 
     # --- checkpoints: whole tensors, on the first rank ---
@@ -123,12 +119,9 @@ class FSDP2(ModelParallelStrategy):
         states = [shard_state(optimizer, state) for optimizer, state in pairs]
         ParallelStrategy.load_optimizer_state_dict(self, {"optimizer_states": states})
 
-    @property
-    def _network(self) -> nn.Module:
-        return find_network(self.lightning_module)
-
     def _list_units(self) -> list[FSDPModule]:
-        return [part for part in self._network.modules() if isinstance(part, FSDPModule)]
+        modules = self.lightning_module.modules()  # type: ignore[union-attr]
+        return [part for part in modules if isinstance(part, FSDPModule)]
 
 
 def refuse_strategy(name: str) -> None:
@@ -174,18 +167,18 @@ def refuse_unsharded(module: Any, strategy: Any) -> None:
 
 
 def find_network(module: Any) -> nn.Module:
-    """The part of a module that can be sharded.
+    """The part of a ``System`` that is trained.
 
     Raises:
-        UnigsError: it names none.
+        UnigsError: a module that is none.
     """
-    network = getattr(module, "network", None)
-    if not isinstance(network, nn.Module):
+    name = getattr(module, "NETWORK", None)
+    if name is None:
         raise UnigsError(
-            f"expected a system with a network to shard, got {type(module).__name__}, at "
+            f"expected a System, whose network can be sharded, got {type(module).__name__}, at "
             "trainer.strategy; train it with strategy: auto"
         )
-    return network
+    return getattr(module, name)
 
 
 def list_blocks(network: nn.Module) -> Iterator[nn.Module]:
@@ -212,10 +205,10 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def shard_network(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Spread a network over a mesh, in place, block by block and then the rest.
+    """Spread the first rank's network over a mesh, in place, block by block and then the rest.
 
     Args:
-        network: the same on every rank, on the ranks' devices.
+        network: on the ranks' devices.
         mesh: one row of ranks, or replicas x shards.
 
     Raises:
@@ -227,6 +220,8 @@ def shard_network(network: nn.Module, mesh: DeviceMesh) -> None:
                 f"expected weights in the order of their axes to shard, got {name} of strides "
                 f"{weight.stride()}; set model.compute.channels_last to false"
             )
+    for tensor in network.state_dict().values():
+        dist.broadcast(tensor, 0)
     for unit in (*list_blocks(network), network):
         fully_shard(unit, mesh=mesh)
         if mesh.device_type == "cpu":  # gloo has no averages
