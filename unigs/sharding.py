@@ -1,7 +1,8 @@
 """Sharded training: weights, gradients, optimiser and average spread over the ranks (FSDP2).
 
-In: a ``System``. Each block of its network is one unit that is gathered while it computes. Out: checkpoints of whole tensors, the same file that one rank or DDP writes, so that any
-number of ranks resumes from it, sharded or not. What is frozen stays whole on every rank.
+In: a ``System``. Each block of its network is one unit that is gathered while it computes. Out:
+checkpoints of whole tensors, the same file that one rank or DDP writes, so that any number of ranks
+resumes from it, sharded or not. What is frozen stays whole on every rank.
 """
 
 from __future__ import annotations
