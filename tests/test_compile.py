@@ -59,7 +59,7 @@ def eager(base, shards):
 
 
 @pytest.mark.parametrize("kind", ["blocks", "whole"])
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_graphs_are_made_once_and_whole(base, shards, eager, monkeypatch, kind, backend):
     compile_by(backend, monkeypatch)
     model, seen = train(base, shards, Compute(gradient_checkpointing=True, compile=kind))

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from ranks import Strike, find_difference, make_joint, read_end, run_ranks
 from torch import nn
 
+from unigs.callbacks import SampledValidation
 from unigs.checkpoints import read_checkpoint
 from unigs.records import UnigsError
 from unigs.sharding import FSDP2, list_blocks
@@ -25,6 +26,7 @@ from unigs.systems.backbone import Backbone
 from unigs.systems.joint.module import Compute
 from unigs.systems.load import load_system
 from unigs.systems.pix2seq_d.network import Network
+from unigs.systems.sampling import Sampling
 from unigs.systems.system import Optimizer
 from unigs.tasks import TaskOptions
 from unigs.verbs.fit import make_cli
@@ -43,6 +45,13 @@ def make_uneven(base, shards, global_batch_size: int):
 
 
 OPTIONS["make"] = make_uneven
+
+
+def make_more(base, shards, global_batch_size: int):
+    """Six batches to validate, which four ranks do not share evenly."""
+    model, data = make_uneven(base, shards, global_batch_size)
+    data.validation = replace(data.validation, samples_per_task=2)
+    return model, data
 
 
 @pytest.fixture(scope="module")
@@ -173,13 +182,13 @@ def test_every_system_is_sharded(shards, tmp_path, make):
 
 @pytest.mark.slow
 def test_shards_within_replicas_have_the_losses_of_ddp(base, shards, runs, tmp_path):
-    """HSDP: two groups of two ranks."""
-    _, losses = runs
+    """HSDP: two groups of two ranks, which also sample in their validation."""
+    told = {**OPTIONS, "make": make_more, "callbacks": [SampledValidation(Sampling(2))]}
     ours, _, codes = run_ranks(
-        base, shards, tmp_path, "x", world=4, strategy=FSDP2(replicas=2), **OPTIONS
+        base, shards, tmp_path, "x", world=4, strategy=FSDP2(replicas=2), **told
     )
     assert codes == [0] * 4
-    assert ours == pytest.approx(losses["ddp"], rel=1e-3)
+    assert ours == pytest.approx(runs[1]["ddp"], rel=1e-3)
 
 
 def make_compiled(base, shards, global_batch_size: int):

@@ -15,7 +15,7 @@ from unigs.checkpoints import LAST
 from unigs.files import write_json
 from unigs.locks import lock_folder
 from unigs.promises.preemption import Preempted
-from unigs.promises.reasons import is_lost_rank, tell_reason
+from unigs.promises.reasons import find_reason, is_lost_rank, tell_reason
 from unigs.promises.resume import describe_run
 from unigs.records import UnigsError
 from unigs.sharding import FSDP2
@@ -111,6 +111,8 @@ class KeepRun(Callback):
             elif moment or list_folders(trainer):
                 path = self._save_last(trainer, together=agreed)
                 words += f" at step {trainer.global_step}; saved {path}"
+            if reason := find_reason():
+                words += f"; it began with {reason}"
             if trainer.is_global_zero:
                 print(words, flush=True)
             if isinstance(exception, Preempted):

@@ -23,14 +23,15 @@ def tell_reason(words: str) -> None:
 
 
 def find_reason() -> str:
-    """What a rank that ended left; empty if there is nothing."""
+    """What another rank that ended left; empty if there is nothing."""
     if not (dist.is_available() and dist.is_initialized()):
         return ""
     try:
         store = distributed_c10d._get_default_store()
-        return store.get(KEY).decode() if store.check([KEY]) else ""
+        words = store.get(KEY).decode() if store.check([KEY]) else ""
     except RuntimeError:
         return ""
+    return "" if words.startswith(f"rank {dist.get_rank()}:") else words
 
 
 def is_lost_rank(error: BaseException) -> bool:
