@@ -14,6 +14,7 @@ OVERLAYS = {"inpainting", "synthesis", "referring", "entity"}
 SMALL = {"gpu-24gb", "gpu-24gb-8bit", "gpu-16gb", "lora"}
 BASES = {
     **dict.fromkeys(OVERLAYS | SMALL, "joint"),
+    "fsdp2": "joint",
     "gss-ft-w": "gss-benchmark",
     "entity-benchmark": "benchmark",
     "pix2seq-d-video": "pix2seq-d",

@@ -35,7 +35,16 @@ class BadCheckpoint(UnigsError):
 
 
 class NotFinite(UnigsError):
-    """A loss, a gradient or a weight that is NaN or infinite."""
+    """A loss, a gradient or a weight that is NaN or infinite.
+
+    Args:
+        words: what was expected, what came, where.
+        agreed: whether all ranks raise it at this very point, and so may wait for each other.
+    """
+
+    def __init__(self, words: str, agreed: bool = False) -> None:
+        super().__init__(words)
+        self.agreed = agreed
 
 
 @contextmanager

@@ -254,6 +254,7 @@ class UniGSData(L.LightningDataModule):
         """
         dataset = self.make_dataset(self.train_split, augment=True, ratios=self.task_ratios)
         pictures, load = sum(map(len, dataset.manifests.values())), self.loading
+        rank, world = self._place()
         if self._position is None and self.trainer is not None:
             self._position = self.state_dict() or None
         self._stream = StreamLoader(
@@ -261,8 +262,8 @@ class UniGSData(L.LightningDataModule):
             stack_samples,
             global_batch_size=load.global_batch_size,
             steps_per_epoch=load.steps_per_epoch or max(1, pictures // load.global_batch_size),
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
+            rank=rank,
+            world_size=world,
             num_workers=load.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
@@ -278,9 +279,7 @@ class UniGSData(L.LightningDataModule):
             UnigsError: fewer samples than ranks.
         """
         dataset = self.make_held_out(self.validation)
-        rank, world = (
-            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        )
+        rank, world = self._place()
         batches = list_batches(dataset.plan, self.validation, world)
         return DataLoader(
             dataset,
@@ -289,6 +288,11 @@ class UniGSData(L.LightningDataModule):
             num_workers=min(1, self.loading.num_workers),
             timeout=LOADER_TIMEOUT_S if self.loading.num_workers else 0,
         )
+
+    def _place(self) -> tuple[int, int]:
+        """Which part of the data is this process's, of how many: the strategy knows its mesh."""
+        told = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
+        return told.get("rank", 0), told.get("num_replicas", 1)
 
     def make_held_out(self, held_out: HeldOut) -> StreamDataset:
         """Index -> sample of a fixed set, its tasks in equal parts."""

@@ -23,6 +23,7 @@ from unigs.checkpoints import read_ema
 from unigs.promises import ExactResume, FiniteSteps, KeepRun, Preemption
 from unigs.records import TASKS, Batch, UnigsError
 from unigs.runs import Rule
+from unigs.sharding import refuse_strategy, refuse_unsharded
 from unigs.systems.predictor import SystemPredictor
 from unigs.systems.sampling import Sampling
 from unigs.systems.sending import send
@@ -35,17 +36,26 @@ class Learner(L.LightningModule):
     """What a change of an argument does on resume; what is not named makes another run."""
 
     def setup(self, stage: str) -> None:
-        """Refuse weights in half precision.
+        """Refuse weights in half precision, and strategies that do not keep what a run promises.
 
         Raises:
             UnigsError: names the option.
         """
+        refuse_strategy(type(self.trainer.strategy).__name__)
         precision = str(self.trainer.precision)
         if precision in ("bf16-true", "16-true"):
             raise UnigsError(
                 f"expected 32-true, bf16-mixed or 16-mixed, got {precision}, at trainer.precision: "
                 "weights of half precision round small steps away, and their average stands still"
             )
+
+    def on_fit_start(self) -> None:
+        """Refuse a strategy that shards where nothing was sharded.
+
+        Raises:
+            UnigsError: names it.
+        """
+        refuse_unsharded(self, self.trainer.strategy)
 
     def keep_options(self, **options: Any) -> None:
         """Keep the constructor's arguments as hyperparameters of plain values."""
@@ -137,6 +147,9 @@ class System(Learner):
 
     NETWORK: ClassVar[str]
     """Name of the attribute that is trained, averaged and saved."""
+
+    ENTRIES: ClassVar[tuple[str, ...]] = ()
+    """Methods by which the network is called, besides ``forward``."""
 
     ON_RESUME: ClassVar[dict[str, Rule]] = {
         "model.optimizer": "taken",

@@ -12,14 +12,12 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from torch.distributed import DistError
 
 from unigs.checkpoints import find_last
 from unigs.promises.keeping import list_folders, list_savers
@@ -29,13 +27,12 @@ from unigs.promises.preemption import (
     Preemption,
     end_on_signals,
 )
+from unigs.promises.reasons import find_reason, is_lost_rank
 from unigs.promises.resume import describe_run
 from unigs.records import UnigsError
+from unigs.sharding import RANK_TIMEOUT, refuse_strategy
 
 DEFAULTS = {"trainer.use_distributed_sampler": False, "seed_everything": 0}
-
-RANK_TIMEOUT = timedelta(minutes=10)
-"""A rank waits for the others at most this long; Lightning's own is 30 minutes."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -62,6 +59,11 @@ class UnigsCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's hyperparameters override the user's; we do not."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what Lightning would refuse in words of its own, or not at all."""
+        told = self.config[self.subcommand].trainer.strategy  # type: ignore[index]
+        refuse_strategy(told if isinstance(told, str) else told.class_path.rpartition(".")[2])
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = super().instantiate_trainer(**kwargs, **read_topology())
@@ -153,11 +155,12 @@ def run_lightning(words: list[str]) -> int:
             print("preempted before the first step; there is nothing to save", flush=True)
         return 0 if _is_child() else PREEMPTED_EXIT_CODE
     except RuntimeError as error:
-        if not isinstance(error, DistError) and "gloo" not in str(error):
+        if not is_lost_rank(error):
             raise
+        reason = find_reason() or f"{str(error).splitlines()[0]}; look at its log"
         raise UnigsError(
-            f"expected every rank to go on, got {str(error).splitlines()[0]}; another rank ended "
-            "or hung: look at its log. The last checkpoint is whole"
+            f"expected every rank to go on, got one that ended or hung ({reason}). The last "
+            "checkpoint is whole"
         ) from error
     late = any(isinstance(c, Preemption) and c.preempted for c in trainer.callbacks)  # type: ignore[attr-defined]
     return PREEMPTED_EXIT_CODE if late and not _is_child() else 0

@@ -64,6 +64,7 @@ class GSS(System):
     """
 
     NETWORK = "trained"
+    ENTRIES = ("look", "predict", "guess")  # of the prior
 
     def __init__(
         self,

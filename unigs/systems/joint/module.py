@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from diffusers.training_utils import cast_training_params
@@ -17,6 +17,7 @@ from diffusers.training_utils import cast_training_params
 from unigs.codec import Palette
 from unigs.records import Batch, UnigsError
 from unigs.runs import Rule
+from unigs.sharding import FSDP2
 from unigs.systems.adapters import Adapters, adapt
 from unigs.systems.joint.base import load_components, locate_base, resolve_prediction_type
 from unigs.systems.joint.conditions import encode_training, read_batch
@@ -27,6 +28,8 @@ from unigs.systems.joint.predictor import JointPredictor
 from unigs.systems.sampling import Sampling, read_remembered
 from unigs.systems.system import Optimizer, System
 
+Compile = Literal["none", "blocks", "whole"]
+
 
 @dataclass(frozen=True)  # no slots: the command line reads its fields
 class Compute:
@@ -35,19 +38,25 @@ class Compute:
     Args:
         gradient_checkpointing: recompute activations in the backward pass; about 30 % slower, far
             less memory.
-        compile: ``torch.compile`` the UNet.
+        compile: ``torch.compile`` of the UNet for training, in place: ``whole``, or its transformer
+            ``blocks`` one by one, which takes less time to compile.
         channels_last: NHWC memory format for UNet and VAE, faster for convolutions.
         towers_dtype: precision of the frozen VAE and text encoder.
         encode_chunk: pictures that the VAE encodes at a time, at 512 px 0.3 GiB each; None: all.
     """
 
     gradient_checkpointing: bool = False
-    compile: bool = False
+    compile: Compile = "none"
     channels_last: bool = False
     towers_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     encode_chunk: int | None = None
 
     def __post_init__(self) -> None:
+        if self.compile not in get_args(Compile):
+            raise UnigsError(
+                f"expected {', '.join(get_args(Compile))}, got {self.compile!r}, at "
+                "model.compute.compile"
+            )
         if self.encode_chunk is not None and self.encode_chunk < 1:
             raise UnigsError(
                 f"expected at least 1 picture at a time, got {self.encode_chunk}, "
@@ -183,8 +192,42 @@ class UniGS(System):
         if self.compute.channels_last:
             self.unet.to(memory_format=torch.channels_last)
             self.towers.vae.to(memory_format=torch.channels_last)
-        if self.compute.compile:
-            self.unet.compile()
+
+    # --- compilation: of training alone, whose shapes are always the same ---
+
+    def on_fit_start(self) -> None:
+        """Compile what trains, in place, so that names stay as they are.
+
+        Raises:
+            UnigsError: the whole network is asked for, and is sharded.
+        """
+        super().on_fit_start()
+        if self.compute.compile == "none":
+            return
+        torch.compiler.set_stance("default")
+        # DDP would cut each graph at its buckets, and cannot where activations are checkpointed.
+        torch._dynamo.config.optimize_ddp = False
+        if self.compute.compile == "blocks":
+            self.unet.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        elif isinstance(self.trainer.strategy, FSDP2):
+            raise UnigsError(
+                "expected none or blocks with FSDP2, whose blocks are gathered between graphs, got "
+                "whole, at model.compute.compile"
+            )
+        else:
+            self.unet.compile(fullgraph=True, dynamic=False)
+
+    def on_validation_start(self) -> None:
+        """Let batches of other sizes use no graph, rather than make one each."""
+        torch.compiler.set_stance("eager_on_recompile")
+
+    def on_validation_end(self) -> None:
+        torch.compiler.set_stance("default")
+
+    def on_fit_end(self) -> None:
+        """Leave a network that answers as it is."""
+        for part in self.unet.modules():
+            part._compiled_call_impl = None
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Errors of the image and of the colormap stream, float32 [B] each."""
@@ -223,8 +266,15 @@ def find_base(settings: Mapping[str, Any], base: str | None, path: Path) -> dict
 
 def upgrade_options(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The constructor's arguments out of a checkpoint, also of one with flat options."""
-    if isinstance(stored.get("palette"), Mapping):
-        return dict(stored)
+    new = dict(stored) if isinstance(stored.get("palette"), Mapping) else sort_options(stored)
+    compute = new.get("compute")
+    if isinstance(compute, Mapping) and isinstance(compute.get("compile"), bool):
+        new["compute"] = {**compute, "compile": "whole" if compute["compile"] else "none"}
+    return new
+
+
+def sort_options(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat options, each in its record."""
     new: dict[str, Any] = {}
     for name, value in stored.items():
         if name == "seed":  # the data's alone

@@ -44,6 +44,7 @@ class Pix2SeqD(System):
     """
 
     NETWORK = "denoiser"
+    ENTRIES = ("encode", "denoise")
     ON_RESUME: ClassVar[dict[str, Rule]] = {
         **System.ON_RESUME,
         "model.start_from": "taken",  # a checkpoint's weights come after it
