@@ -34,6 +34,15 @@ def test_the_citation_is_one():
     assert found["preferred-citation"]["year"] == 2024
 
 
+def test_the_first_lines_of_the_readme_run():
+    code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) == 3
+    found: dict = {}
+    exec(code, found)
+    assert found["masks"].shape == (64, 64)
+    assert found["masks"].max() >= 1
+
+
 def test_the_notebook_is_stored_without_answers():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
