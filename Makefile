@@ -1,6 +1,6 @@
 # `make` alone prints this list. Everything runs in .venv, which `make install` fills from the lock.
 .DEFAULT_GOAL := help
-.PHONY: help install lock quickstart scenes benchmark ablations siblings test test-slow lint types format shards clean
+.PHONY: help install lock quickstart scenes benchmark ablations siblings test test-slow lint types format docs shards clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -112,6 +112,10 @@ types: install  ## type checker
 format: install  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: install  ## the reference under build/docs: pages, configs, API; links are checked
+	$(BIN)/mkdocs build --strict -q
+	@echo "open build/docs/index.html"
 
 clean:  ## remove runs and caches; keeps .venv
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

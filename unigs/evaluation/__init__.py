@@ -3,6 +3,7 @@
 In: a ``Predictor`` and a validation set. Out: one row per picture, JSON, Markdown and an HTML
 report. Modules, left to right:
 
+- ``options``: what is asked, as the command line reads it.
 - ``protocol``: which inputs; two models compare only on the same.
 - ``predictors``: our pipeline, oracles (ceiling) and floors behind one interface; ``baselines``:
   other people's models behind the same.

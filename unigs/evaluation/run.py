@@ -79,6 +79,10 @@ class Evaluator:
         self.header = describe_inputs(inputs)
         manifests, _ = inputs.data.select_sources(inputs.held_out.split)
         self.classes = list_classes(manifests)
+        self.data = {
+            "resolution_px": inputs.data.tasks.resolution_px,
+            "licences": {name: manifest.licence for name, manifest in manifests.items()},
+        }
         self.promised = read_protocol(Path(inputs.protocol), self.header) if inputs.protocol else {}
         self.cache = Path(cache) if cache else locate_cache()
         self.key = f"{digest_header(self.header)}/{judges.inception_id}"
@@ -128,6 +132,7 @@ class Evaluator:
         results = {
             "model": self.predictor.name,
             "inputs": digest_header(self.header),
+            "data": self.data,
             "figures": summarise_results(self.store, self.cache, self.key),
             "missing": self.judges.list_missing(),
             "curves": {task: draw_curves(mine) for task, mine in by_task.items()},

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from unigs.synthetic.layouts import LICENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,21 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, tuple[float | None, ...]], ...]
     shown: str = "condition, image, colormap, decoded masks, ground truth"
+
+
+SIDE_PX = 512
+"""Of the paper's pictures."""
+
+
+def is_papers(results: Mapping[str, Any]) -> bool:
+    """Whether results are of pictures as the paper's: its size, and not drawn by ``synthetic``.
+
+    Args:
+        results: of ``results.json``; older ones do not say it.
+    """
+    data = results.get("data", {})
+    drawn = LICENCE in data.get("licences", {}).values()
+    return data.get("resolution_px") == SIDE_PX and not drawn
 
 
 MASKS = (

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
@@ -24,6 +24,7 @@ from unigs.promises import ExactResume, FiniteSteps, KeepRun, Preemption
 from unigs.records import TASKS, Batch, UnigsError
 from unigs.runs import Rule
 from unigs.sharding import refuse_strategy, refuse_unsharded
+from unigs.systems.making import MADE, describe_making
 from unigs.systems.predictor import SystemPredictor
 from unigs.systems.sampling import Sampling
 from unigs.systems.sending import send
@@ -63,7 +64,8 @@ class Learner(L.LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks that every run has; one that the config lists stays the config's."""
-        kinds = (FiniteSteps, ExactResume, Preemption, KeepRun)
+        kinds: list[type[Callback]] = [FiniteSteps, ExactResume, Preemption, KeepRun]
+        kinds += [LearningRateMonitor] if self.trainer.loggers else []
         listed = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
         return [kind() for kind in kinds if kind not in listed]
 
@@ -246,6 +248,8 @@ class System(Learner):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep frozen parts out: they are named by the options and never change."""
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            checkpoint[MADE] = describe_making(self.trainer)
         weights, prefix = checkpoint["state_dict"], f"{self.NETWORK}."
         checkpoint["state_dict"] = {k: v for k, v in weights.items() if k.startswith(prefix)}
 
