@@ -127,7 +127,8 @@ def evaluate_clips(
         What ``results.json`` holds.
     """
     inputs = describe_clips(source, clips)
-    header = describe_run(labeller.predictor or labeller, Judges(), inputs)
+    asked: Any = labeller.predictor or labeller
+    header = describe_run(asked, Judges(), inputs)
     settings = {**header["settings"], "past": labeller.past} if labeller.predictor else {}
     store = ResultStore(out, header | {"model": labeller.name, "settings": settings})
     with tqdm(total=sum(map(len, clips.values())), desc=labeller.name, unit="frame") as bar:
