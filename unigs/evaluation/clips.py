@@ -66,8 +66,8 @@ class Labeller:
             if self.predictor is None:
                 yield first
                 continue
-            model, size = self.predictor, frame.ids.shape
-            fitted = fit_size(*size, model.side_px, model.multiple_px)
+            model, (height, width) = self.predictor, frame.ids.shape
+            fitted = fit_size(height, width, model.side_px, model.multiple_px)
             if self.past == "no past":
                 state = ClipState(number)
             elif self.past == "true past":
@@ -75,7 +75,7 @@ class Labeller:
                 state = model.recall(number, list(known), [OBJECT["name"]] * most, fitted)
             prediction, state = model.follow(resize_pixels(frame.image, fitted), state)
             known.appendleft(frame.ids)
-            yield resize_labels(prediction.labels.cpu(), size)[0].long()
+            yield resize_labels(prediction.labels.cpu(), (height, width))[0].long()
 
 
 class Frame(NamedTuple):
@@ -127,7 +127,8 @@ def evaluate_clips(
         What ``results.json`` holds.
     """
     inputs = describe_clips(source, clips)
-    header = describe_run(labeller.predictor or labeller, Judges(), inputs)
+    asked: Any = labeller.predictor or labeller
+    header = describe_run(asked, Judges(), inputs)
     settings = {**header["settings"], "past": labeller.past} if labeller.predictor else {}
     store = ResultStore(out, header | {"model": labeller.name, "settings": settings})
     with tqdm(total=sum(map(len, clips.values())), desc=labeller.name, unit="frame") as bar:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from unigs.annotations import find_sources
-from unigs.evaluation.clips import Labeller, evaluate_clips, list_clips
+from unigs.evaluation.clips import Labeller, PastKind, evaluate_clips, list_clips
 from unigs.records import UnigsError
 from unigs.report import write_report
 from unigs.systems.load import load_predictor
@@ -76,7 +77,4 @@ def list_rows(model: str, device: str, sampling: Sampling) -> list[Labeller]:
         )
     if not predictor.past_frames:
         return [Labeller(f"{name}, no past", predictor, "no past")]
-    return [
-        Labeller(f"{name}, {past}", predictor, past)
-        for past in ("no past", "true past", "own past")
-    ]
+    return [Labeller(f"{name}, {past}", predictor, past) for past in get_args(PastKind)]

@@ -139,7 +139,8 @@ class Runner:
     def follow(self, item: Item, state: ClipState) -> tuple[Found, ClipState]:
         """The answer to the next frame of a clip at its full size, and what to go on with."""
         predictor: Any = self.predictor
-        size = fit_size(*item.sample.labels.shape, self.side_px, predictor.multiple_px)
+        height, width = item.sample.labels.shape
+        size = fit_size(height, width, self.side_px, predictor.multiple_px)
         image = resize_pixels(torch.from_numpy(item.sample.image)[None], size)
         with torch.no_grad(), self.set_precision():
             prediction, after = predictor.follow(image, state)

@@ -96,7 +96,7 @@ def run_clip(
 
 def read_items(order: Order, clip: Clip, start: int, failed: Skips) -> Iterator[Item | None]:
     """Frames from one on; None for one that cannot be used, which is told and counted."""
-    size = None
+    size: tuple[int, ...] | None = None
     for place, pixels in enumerate(clip.read(start), start):
         picture = clip.frames[place]
         try:
