@@ -119,7 +119,7 @@ def run_ranks(base, shards, folder: Path, name: str, world: int = 1, **options):
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(600)
+        rank.join(1200)
     told = [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(world)]
     losses = [sum(parts) / world for parts in zip(*(one[0] for one in told))]
     indices = [list(chain(*parts)) for parts in zip(*(one[1] for one in told))]
