@@ -273,7 +273,7 @@ BAD = {
     "a line without a file": (["inpaint", "--manifest", "gap.csv"], "gap.csv, line 3"),
     "a line twice": (["inpaint", "--manifest", "twice.csv"], "again, at twice.csv, line 3"),
     "a line of no JSON": (["inpaint", "--manifest", "cut.jsonl"], "cut.jsonl, line 2"),
-    "a line of no words": (["inpaint", "--manifest", "mute.jsonl"], "words to draw, got []"),
+    "a line of no words": (["inpaint", "--manifest", "mute.jsonl"], "expected words to draw"),
     "a folder in a list": (["inpaint", "--manifest", "folder.csv"], "found none at photos"),
     "no model": (["segment", "photos", "--model", "empty"], "got none, at empty"),
     "no such model": (["segment", "photos", "--model", "x"], "got nothing there, at x"),
