@@ -171,7 +171,7 @@ def find_open(
 
 def hash_inputs(row: Row) -> dict[str, str]:
     """sha256 of all that an answer is made of, by option; empty of a file that cannot be read."""
-    digests = {}
+    digests: dict[str, str] = {}
     for option, path in (("picture", row.picture), ("mask", row.mask)):
         try:
             digests |= {} if path is None else {option: hash_file(path)}

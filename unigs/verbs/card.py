@@ -91,7 +91,7 @@ def find_licence(base: str) -> str | None:
     card = Path(base) / "README.md"
     if card.is_file():
         try:
-            return ModelCard.load(card).data.license
+            return ModelCard.load(card).data.to_dict().get("license")
         except (ValueError, OSError, yaml.YAMLError):
             return None
     known = (
