@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
+import lightning
 import numpy as np
 import pytest
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from test_training import ONE_STEP, make_data, make_model, make_trainer
 
 from unigs.callbacks import SampledValidation
 from unigs.callbacks.validation import log_panel
 from unigs.records import TASKS
+from unigs.verbs.fit import HUSHED, hush
 
 PANEL = np.random.default_rng(0).integers(0, 256, (3, 5, 7), np.uint8)
 
@@ -53,6 +60,43 @@ def test_weights_and_biases_takes_it_offline(tmp_path, monkeypatch):
     log_panel(logger, "val/entity", PANEL, 3)
     logger.experiment.finish()
     assert list(tmp_path.rglob("*.png"))
+
+
+SAID = {
+    "pytorch/utilities/_pytree.py": "`isinstance(treespec, LeafSpec)` is deprecated, use ...",
+    "pytorch/loops/fit_loop.py": "Found 506 module(s) in eval mode at the start of training. This",
+    "pytorch/trainer/connectors/data_connector.py": "The 'x' does not have many workers which",
+    "pytorch/callbacks/model_checkpoint.py": "Checkpoint directory runs/x exists and is not empty.",
+}
+
+
+def test_only_what_no_user_can_act_on_is_hushed(monkeypatch):
+    others = ["Found NaN in the loss", "a directory exists and is not empty", "The 'x' has workers"]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        hush()
+        for said in [*SAID.values(), *others]:
+            warnings.warn(said, stacklevel=1)
+    assert [str(one.message) for one in seen] == others
+    told: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: told.append(record.getMessage()))
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    monkeypatch.setattr(log, "handlers", [handler])
+    for said in ("💡 Tip: buy", "TPU available: False, using: 0", "GPU available: False"):
+        rank_zero_info(said)
+    assert told == ["GPU available: False"]
+
+
+def test_what_is_hushed_is_still_said():
+    """Words that Lightning has changed would be shown again, and these lines be dead."""
+    root = Path(lightning.__file__).parent
+    for (file, said), words in zip(SAID.items(), HUSHED, strict=True):
+        if "LeafSpec" in said:  # torch's own words about a line of this file
+            assert "LeafSpec" in (root / file).read_text()
+            continue
+        for part in re.split(r"\{\}|'", words):
+            assert part.strip() in (root / file).read_text(), file
 
 
 def test_a_run_shows_panels_and_its_learning_rate(base, shards, tmp_path):

@@ -169,6 +169,39 @@ def test_inpainting_keeps_every_known_pixel_of_a_picture_of_any_size(folder, pho
     assert "a mask named a, found none, in masks" in capsys.readouterr().err
 
 
+def test_a_list_gives_each_picture_its_own_mask_and_words(folder, photos, monkeypatch):
+    """Each answer is that of a run for it alone; a changed line is made again, no other."""
+    Path("lists").mkdir()
+    for name, left in (("a", 8), ("c", 24)):
+        hole = np.zeros((64, 64), np.uint8)
+        hole[8:40, left : left + 24] = 255
+        Image.fromarray(hole).save(f"lists/{name}.png")
+    rows = [
+        {"picture": "../photos/a.png", "mask": "a.png", "words": "star"},
+        {"picture": "../photos/c.png", "mask": "c.png", "words": ["sand", "red heart"]},
+    ]
+    Path("lists/holes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = "picture,mask,words\n../photos/a.png,a.png,star\n../photos/c.png,c.png,sand;red heart\n"
+    Path("lists/holes.csv").write_text(lines)
+    words = ["inpaint", "--model", folder, *FAST, "--out"]
+    assert main([*words, "csv", "--manifest", "lists/holes.csv"]) == 0
+    assert main([*words, "lines", "--manifest", "lists/holes.jsonl"]) == 0
+    for name, asked in (("a", ["star"]), ("c", ["sand", "red heart"])):
+        one = [f"photos/{name}.png", "--mask", f"lists/{name}.png", "--words", *asked]
+        assert main([*words, f"alone-{name}", *one]) == 0
+        alone = Path(f"alone-{name}", "images", f"{name}.png").read_bytes()
+        assert Path("csv", "images", f"{name}.png").read_bytes() == alone
+        assert Path("lines", "images", f"{name}.png").read_bytes() == alone
+        assert read_json("csv", "records", f"{name}.json")["prompt"] == write_prompt(
+            "inpainting", asked
+        )
+    before = {path: path.stat().st_mtime_ns for path in Path("csv", "records").iterdir()}
+    Path("lists/holes.csv").write_text(lines.replace("star", "moon"))
+    assert main([*words, "csv", "--manifest", "lists/holes.csv"]) == 0
+    changed = {path.stem for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert changed == {"a"}
+
+
 def test_a_painted_picture_is_that_of_the_pipeline_at_full_size(folder, photos, pipeline):
     labels = np.zeros((100, 150), np.int32)
     labels[5:60, 5:70], labels[50:90, 80:140] = 1, 2
@@ -209,6 +242,18 @@ def test_half_precision_runs_and_is_close(folder, photos):
 
 # --- what was typed ------------------------------------------------------------------------------
 
+HEAD = "picture,mask,words\n"
+FINE = '{"picture": "photos/a.png", "mask": "m.png", "words": ["x"]}\n'
+LISTS = {
+    "empty.jsonl": "\n",
+    "short.csv": "picture,words\nphotos/a.png,x\n",
+    "gap.csv": f"{HEAD}photos/a.png,m.png,x\nphotos/c.png,,x\n",
+    "twice.csv": f"{HEAD}photos/a.png,m.png,x\nphotos/../photos/a.png,m.png,y\n",
+    "cut.jsonl": f"{FINE}{FINE[:20]}\n",
+    "mute.jsonl": FINE.replace('["x"]', "[]"),
+    "folder.csv": f"{HEAD}photos,m.png,x\n",
+}
+
 BAD = {
     "no file": (["segment", "nothing.png"], "nothing of this name: nothing.png"),
     "no glob": (["segment", "photos/*.gif"], "nothing of this form"),
@@ -217,6 +262,19 @@ BAD = {
     "no words": (["find", "photos", "--words"], "--words star sand, got none"),
     "an empty word": (["find", "photos", "--words", "star", " "], "a word in it, got ' '"),
     "no mask": (["inpaint", "photos/a.png", "--words", "x", "--mask", "m"], "this name: m"),
+    "neither mask nor list": (
+        ["inpaint", "photos/a.png", "--words", "x"],
+        "--manifest FILE, got n",
+    ),
+    "mask and list": (["inpaint", "--mask", "m", "--manifest", "l.csv"], "or --mask, got both"),
+    "no list": (["inpaint", "--manifest", "nothing.csv"], "nothing.csv"),
+    "a list of nothing": (["inpaint", "--manifest", "empty.jsonl"], "got none, at empty.jsonl"),
+    "a list without masks": (["inpaint", "--manifest", "short.csv"], "none called mask"),
+    "a line without a file": (["inpaint", "--manifest", "gap.csv"], "gap.csv, line 3"),
+    "a line twice": (["inpaint", "--manifest", "twice.csv"], "again, at twice.csv, line 3"),
+    "a line of no JSON": (["inpaint", "--manifest", "cut.jsonl"], "cut.jsonl, line 2"),
+    "a line of no words": (["inpaint", "--manifest", "mute.jsonl"], "expected words to draw"),
+    "a folder in a list": (["inpaint", "--manifest", "folder.csv"], "found none at photos"),
     "no model": (["segment", "photos", "--model", "empty"], "got none, at empty"),
     "no such model": (["segment", "photos", "--model", "x"], "got nothing there, at x"),
     "a file for a model": (["segment", "photos", "--model", "text"], "got a file, at text"),
@@ -232,6 +290,8 @@ def test_bad_orders_are_refused_before_a_model_is_loaded(photos, capsys, monkeyp
     monkeypatch.setattr(running, "load_predictor", lambda *a, **k: pytest.fail("loaded"))
     Path("empty").mkdir()
     Path("text").write_text("mine")
+    for name, text in LISTS.items():
+        Path(name).write_text(text)
     words, said = BAD[kind]
     words = words if "--out" in words else [*words[:1], *words[1:], "--out", "out"]
     try:

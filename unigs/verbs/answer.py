@@ -6,6 +6,7 @@ with it, is imported by :func:`answer` once the first picture is read.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -21,6 +22,7 @@ from unigs.records import Skips, TaskSample, UnigsError, show
 from unigs.systems.sampling import Sampling
 from unigs.tasks import RECIPES
 from unigs.verbs.gather import SUFFIXES, Picture, gather_pictures
+from unigs.verbs.manifest import Row
 from unigs.verbs.model import hash_model, list_versions, locate_model, name_system
 from unigs.verbs.request import list_inputs, read_request, speak_words
 
@@ -35,6 +37,7 @@ class Order:
         out, model, device, dtype, batch_size, sampling: see ``verbs.tasks``.
         words: names of things; a task that draws nothing by name has none.
         mask: a file, or a folder of them; None where the task has none.
+        rows: of a list, instead of ``words`` and ``mask``: each picture's own.
     """
 
     verb: str
@@ -48,6 +51,7 @@ class Order:
     sampling: Sampling
     words: Sequence[str] = ()
     mask: Path | None = None
+    rows: Sequence[Row] = ()
 
     @property
     def option(self) -> str:
@@ -63,11 +67,13 @@ class Item:
         picture: its file and names.
         inputs: sha256 of each file, by option.
         sample: at the picture's own size.
+        words: what was asked for.
     """
 
     picture: Picture
     inputs: Mapping[str, str]
     sample: TaskSample
+    words: Sequence[str] = ()
 
 
 def answer(order: Order) -> None:
@@ -79,13 +85,13 @@ def answer(order: Order) -> None:
     check_order(order)
     model = locate_model(order.model)
     root, pictures = gather_pictures(order.files, order.out, order.option.upper())
-    masks = pair_masks(order.mask, pictures)
+    rows = pair_rows(order, pictures)
     folder = OutFolder(order.out, describe_order(order, model, root), {"versions": list_versions()})
-    todo = list(find_open(folder, pictures, masks))
+    todo = list(find_open(folder, pictures, rows))
     if kept := len(pictures) - len(todo):
         print(f"{kept} of {len(pictures)} are done already and kept, at {order.out}")
     failed = Skips()
-    items = read_items(order, todo, masks, failed)
+    items = read_items(order, todo, rows, failed)
     made, first = 0, next(items, None)
     if first is not None:  # one that can be read is worth loading a model for
         made = run_model(order, model, chain([first], items), len(todo), folder, failed)
@@ -99,9 +105,10 @@ def check_order(order: Order) -> None:
     Raises:
         UnigsError: says the option.
     """
-    if RECIPES[order.task].draws and not order.words:
+    if RECIPES[order.task].draws and not order.words and not order.rows:
         raise UnigsError("expected words, as in --words star sand, got none")
-    speak_words(order.words)
+    for words in [order.words, *(row.words for row in order.rows)]:
+        speak_words(words)
     if order.batch_size < 1:
         raise UnigsError(f"expected 1 or more pictures, got {order.batch_size}, at --batch_size")
 
@@ -118,6 +125,16 @@ def describe_order(order: Order, model: Path, root: Path) -> dict[str, Any]:
         "dtype": order.dtype,
         "images": str((order.out / "images").resolve() if draws else root),
     }
+
+
+def pair_rows(order: Order, pictures: Sequence[Picture]) -> dict[str, Row]:
+    """Mask and words of each picture, by key; of a list its own."""
+    if order.rows:
+        mine = {row.picture.resolve(): row for row in order.rows}
+        return {one.key: mine[one.path.resolve()] for one in pictures}
+    masks = pair_masks(order.mask, pictures)
+    words = tuple(order.words)
+    return {one.key: Row(one.path, masks.get(one.key), words) for one in pictures}
 
 
 def pair_masks(mask: Path | None, pictures: Sequence[Picture]) -> dict[str, Path]:
@@ -144,41 +161,42 @@ def pair_masks(mask: Path | None, pictures: Sequence[Picture]) -> dict[str, Path
 
 
 def find_open(
-    folder: OutFolder, pictures: Iterable[Picture], masks: Mapping[str, Path]
+    folder: OutFolder, pictures: Iterable[Picture], rows: Mapping[str, Row]
 ) -> Iterator[Picture]:
     """The pictures that are not done yet."""
     for picture in pictures:
-        if not folder.has(picture.key, hash_inputs(picture, masks)):
+        if not folder.has(picture.key, hash_inputs(rows[picture.key])):
             yield picture
 
 
-def hash_inputs(picture: Picture, masks: Mapping[str, Path]) -> dict[str, str]:
-    """sha256 of each file that an answer is made of, by option; empty where it cannot be read."""
-    paths = {"picture": picture.path, **({"mask": masks[picture.key]} if masks else {})}
-    digests = {}
-    for option, path in paths.items():
+def hash_inputs(row: Row) -> dict[str, str]:
+    """sha256 of all that an answer is made of, by option; empty of a file that cannot be read."""
+    digests: dict[str, str] = {}
+    for option, path in (("picture", row.picture), ("mask", row.mask)):
         try:
-            digests[option] = hash_file(path)
+            digests |= {} if path is None else {option: hash_file(path)}
         except OSError:
             digests[option] = ""
+    if row.words:
+        digests["words"] = hashlib.sha256("\n".join(row.words).encode()).hexdigest()
     return digests
 
 
 def read_items(
-    order: Order, pictures: Iterable[Picture], masks: Mapping[str, Path], failed: Skips
+    order: Order, pictures: Iterable[Picture], rows: Mapping[str, Row], failed: Skips
 ) -> Iterator[Item]:
     """Read one picture after the other; those that cannot be used are told and counted."""
     for picture in pictures:
+        row = rows[picture.key]
         files = {"image": None, "labels": None, order.option: picture.path}
-        mask = masks.get(picture.key)
         try:
             sample = read_request(
-                order.task, files["image"], mask, files["labels"], order.words, None
+                order.task, files["image"], row.mask, files["labels"], row.words, None
             )
         except (UnigsError, MemoryError) as error:
             tell_failure(failed, picture.path, error)
             continue
-        yield Item(picture, hash_inputs(picture, masks), sample)
+        yield Item(picture, hash_inputs(row), sample, row.words)
 
 
 def run_model(

@@ -6,7 +6,6 @@ page. It says what the checkpoint knows, and that something is unknown where it 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -17,12 +16,15 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from unigs.checkpoints import RUN
 from unigs.evaluation.fingerprint import fingerprint
+from unigs.evaluation.results import parse_row
+from unigs.evaluation.run import RESULTS
 from unigs.evaluation.tables import PAPER, Table
 from unigs.files import write_text
 from unigs.report import escape_markdown, fill_table, join_rows, read_results
 from unigs.systems.making import MADE
 from unigs.systems.predictor import SystemPredictor
 from unigs.systems.system import System
+from unigs.verbs.evaluate import name_model
 
 TEMPLATE = Path(str(files("unigs") / "assets" / "templates" / "card.md"))
 UNKNOWN = "not recorded"
@@ -61,7 +63,7 @@ def write_card(
     card = ModelCard.from_template(
         ModelCardData(library_name="unigs", tags=TAGS, license=licence),
         template_path=str(TEMPLATE),
-        title=escape_markdown(folder.resolve().name),
+        title=escape_markdown(name_model(str(folder))),
         system=type(system).__name__,
         tasks=", ".join(predictor.tasks),
         sources=list_sources(made),
@@ -89,7 +91,7 @@ def find_licence(base: str) -> str | None:
     card = Path(base) / "README.md"
     if card.is_file():
         try:
-            return ModelCard.load(card).data.license
+            return ModelCard.load(card).data.to_dict().get("license")
         except (ValueError, OSError, yaml.YAMLError):
             return None
     known = (
@@ -131,12 +133,12 @@ def tell_figures(evaluations: Path, network: str) -> str:
     """Tables of every evaluation of a network, found by the digest of its weights."""
     parts = []
     for path in sorted(evaluations.rglob("rows-00000.jsonl")):
-        with path.open(encoding="utf-8") as file:
-            header = json.loads(file.readline() or "{}").get("header", {})
+        if not (path.parent / RESULTS).exists():
+            continue  # it is not finished
+        with path.open("rb") as file:
+            header = parse_row(file.readline(), path, 1).get("header") or {}
         if network not in header.get("parts", {}).values():
             continue
-        if not (path.parent / "results.json").exists():
-            continue  # it is not finished
         results = read_results(path.parent)
         for table in PAPER:
             parts += tell_table(table, results)

@@ -9,8 +9,11 @@ gives up after minutes; torchrun knows how many nodes there are; preemption has 
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import sys
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +36,17 @@ from unigs.records import UnigsError
 from unigs.sharding import RANK_TIMEOUT, refuse_strategy
 
 DEFAULTS = {"trainer.use_distributed_sampler": False, "seed_everything": 0}
+
+
+HUSHED = (
+    "`isinstance(treespec, LeafSpec)` is deprecated",  # Lightning's use of torch
+    "Found {} module(s) in eval mode at the start of training",  # frozen parts are meant to be
+    "The '{}' does not have many workers",  # validation has one: its order is fixed
+    "Checkpoint directory {} exists and is not empty",  # ``KeepRun`` lets in this run alone
+)
+"""Warnings of others that no user can act on, ``{}`` for any text."""
+
+ADVERTS = ("💡 Tip: ", "TPU available: False")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -134,6 +148,18 @@ class _Instantiated(UnigsCLI):
         return
 
 
+def hush() -> None:
+    """Keep from people what other packages say and no user can act on; all else is shown."""
+    for words in HUSHED:
+        pattern = ".*".join(map(re.escape, words.split("{}")))
+        warnings.filterwarnings("ignore", message=pattern)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(ADVERTS)
+
+
 def run_lightning(words: list[str]) -> int:
     """Run one training verb.
 
@@ -148,6 +174,7 @@ def run_lightning(words: list[str]) -> int:
         UnigsError: among others, a rank was left alone by the others.
     """
     end_on_signals()
+    hush()
     try:
         trainer = make_cli(words).trainer
     except Preempted as error:

@@ -6,7 +6,7 @@ enlarged to the pixels of the picture, and what was drawn is laid into it there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,7 +48,7 @@ def load_runner(order: Order, model: Path) -> Runner:
         )
     how = predictor.options.get(order.task, {})
     side_px = how.get("processing_resolution") or predictor.side_px
-    return Runner(predictor, side_px, device, order.dtype, order.batch_size, order.words)
+    return Runner(predictor, side_px, device, order.dtype, order.batch_size)
 
 
 def choose_device(name: str) -> str:
@@ -74,7 +74,7 @@ class Runner:
     Attributes:
         predictor: of any system, on ``device``.
         side_px: short side at which pictures run.
-        device, dtype, batch_size, words: as ordered.
+        device, dtype, batch_size: as ordered.
     """
 
     predictor: SystemPredictor
@@ -82,7 +82,6 @@ class Runner:
     device: str
     dtype: str
     batch_size: int
-    words: Sequence[str]
 
     def run(self, items: Iterable[Item], refuse: Refuse) -> Iterator[Found]:
         """Answer all items, those of one size together.
@@ -164,7 +163,7 @@ class Runner:
         size = sample.labels.shape
         drawn = RECIPES[sample.task].draws_picture
         scores = prediction.scores[place]
-        named = self.words[0] if len(self.words) == 1 else ""
+        named = item.words[0] if len(item.words) == 1 else ""
         names = [named] * len(scores) if prediction.names is None else prediction.names[place]
         key = item.picture.key
         return Found(

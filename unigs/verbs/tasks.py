@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from unigs.records import UnigsError
 from unigs.systems.sampling import Sampling
 from unigs.verbs.answer import Order, answer
+from unigs.verbs.manifest import read_manifest
 from unigs.verbs.video import follow_clip
 
 Precision = Literal["auto", "float16", "bfloat16"]
@@ -94,10 +96,11 @@ def find_words(
 
 
 def inpaint_pictures(
-    images: list[str],
-    mask: Path,
-    words: list[str],
     out: Path,
+    images: list[str] | None = None,
+    mask: Path | None = None,
+    words: list[str] | None = None,
+    manifest: Path | None = None,
     model: Path | None = None,
     device: str = "auto",
     dtype: Precision = "auto",
@@ -106,12 +109,14 @@ def inpaint_pictures(
     """Fill the hole of a picture with what words name, and say where it was drawn.
 
     Args:
+        out: folder for images/, the filled pictures, and the same files as of ``unigs segment``.
         images: a file; or files, folders and globs, with a folder of masks.
         mask: a picture of the same size: what is brighter than half is filled, or what is
             transparent, if it is a picture with a hole; how it was understood is printed. Or a
             folder of such, each with the name of its picture up to the suffix.
         words: what to draw; any words, though a model knows best those it was trained on.
-        out: folder for images/, the filled pictures, and the same files as of ``unigs segment``.
+        manifest: in their place a list of many: a CSV with the columns picture, mask, words
+            (``star;sand``), or JSON lines with these keys; paths are taken from its folder.
         model: folder that ``unigs export`` wrote; default: the small one that ships.
         device: ``auto`` is a GPU where there is one; or ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: precision of the arithmetic; ``auto`` is that of the weights, float32 on a CPU.
@@ -122,10 +127,18 @@ def inpaint_pictures(
 
     Example:
         unigs inpaint photo.jpg --mask mask.png --words star --out filled
+        unigs inpaint --manifest holes.csv --out filled
     """
-    answer(
-        Order("inpaint", "inpainting", images, out, model, device, dtype, 1, sampling, words, mask)
-    )
+    asked = {"images": images, "mask": mask, "words": words}
+    given = [name for name, value in asked.items() if value]
+    if manifest and given:
+        raise UnigsError(f"expected --manifest or --{given[0]}, got both")
+    if mask is None and manifest is None:
+        raise UnigsError("expected --mask FILE or --manifest FILE, got neither")
+    rows = read_manifest(manifest) if manifest else []
+    files = [str(row.picture) for row in rows] or images or []
+    options = (model, device, dtype, 1, sampling, words or (), mask, rows)
+    answer(Order("inpaint", "inpainting", files, out, *options))
 
 
 def paint_labels(
