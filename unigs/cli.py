@@ -43,6 +43,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "inpaint, synthesise, find or segment",
     ),
     "evaluate": ("unigs.verbs.evaluate:evaluate_models", "the paper's tables for any models"),
+    "demo": ("unigs.demo.serve:serve_page", "the tasks as a page in a browser"),
     "doctor": ("unigs.verbs.doctor:report_health", "look for common trouble and say what to do"),
 }
 TRAINING = {
