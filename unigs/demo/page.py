@@ -9,7 +9,6 @@ words.
 from __future__ import annotations
 
 import html
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -79,7 +78,7 @@ class Results:
 def build_page(desk: Desk) -> gr.Blocks:
     """The page of a model; see :func:`launch_page`."""
     stops = Stops()
-    examples = draw_examples(desk.room / "examples", desk.predictor.side_px)
+    examples = draw_examples(desk.room.with_name("examples"), desk.predictor.side_px)
     with gr.Blocks(title="UniGS", analytics_enabled=False, delete_cache=(SWEEP_S, AGE_S)) as page:
         about = html.escape(desk.describe())
         gr.HTML(f"<h1>UniGS</h1><p id='banner'>{about}</p>")
@@ -296,7 +295,6 @@ def connect(
     """
 
     def run(request: gr.Request, least: float, *values: Any) -> list[Any]:
-        start = time.monotonic()
         try:
             with stops.wait(str(request.session_hash), results.key) as stop:
                 answer = desk.answer(results.verb, read(*values), stop)
@@ -308,11 +306,8 @@ def connect(
                 gr.DownloadButton(value=None, interactive=False),
                 explain(error),
             ]
-        count = len(answer.segments)
-        told = (
-            f"{count} {'mask' if count == 1 else 'masks'} of {answer.size[0]} x {answer.size[1]} "
-            f"px in {time.monotonic() - start:.1f} s"
-        )
+        width, height = answer.size
+        told = f"masks: {len(answer.segments)}, of {width} x {height} px"
         download = gr.DownloadButton(value=str(answer.archive), interactive=True)
         return [answer, answer.picture, show_masks(answer, least), download, told]
 
