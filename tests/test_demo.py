@@ -374,11 +374,12 @@ def test_the_page_has_the_tabs_of_what_a_system_can_do(desk, tmp_path, monkeypat
 def test_the_environment_of_the_page_opens_nothing(tmp_path, monkeypatch):
     for name in serve.OPENING:
         monkeypatch.setenv(name, "/")
-    for name in (*serve.SETTINGS, "GRADIO_TEMP_DIR"):
+    for name in (*serve.SETTINGS, "GRADIO_TEMP_DIR", "NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "before")
     serve.set_environment(tmp_path)
     assert not set(serve.OPENING) & set(os.environ)
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "before,localhost,127.0.0.1,::1"
     assert Path(os.environ["GRADIO_TEMP_DIR"]).parent == tmp_path
 
 

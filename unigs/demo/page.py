@@ -104,6 +104,7 @@ def launch_page(page: gr.Blocks, host: str, port: int, password: str | None) -> 
             share=False, inbrowser=False, prevent_thread_lock=True, quiet=True, css=CSS,
             footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
             mcp_server=False, max_file_size=MAX_BYTES,
+            _frontend=False,  # or it visits itself, and on a busy machine asks for a public link
         )  # fmt: skip
     except (OSError, RuntimeError) as error:
         raise UnigsError(f"expected a free port, got '{error}', at {host} port {port}") from error

@@ -87,6 +87,8 @@ def set_environment(folder: Path) -> None:
     """Tell gradio, before it is imported, to report nothing and to keep its files in a folder."""
     for name in OPENING:
         os.environ.pop(name, None)
+    for name in ("NO_PROXY", "no_proxy"):  # gradio calls its own server as it starts
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost,127.0.0.1,::1")))
     os.environ.update(SETTINGS, GRADIO_TEMP_DIR=str(folder / SERVED))
 
 
