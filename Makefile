@@ -1,6 +1,6 @@
 # `make` alone prints this list. Everything runs in .venv, which `make install` fills from the lock.
 .DEFAULT_GOAL := help
-.PHONY: help install lock quickstart scenes benchmark ablations siblings test test-slow lint types format docs shards clean
+.PHONY: help install lock quickstart scenes benchmark ablations siblings test test-slow test-browser lint types format docs shards clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -101,6 +101,9 @@ test: install  ## the default suite, four to five minutes on 2 cores
 
 test-slow: install  ## everything marked slow
 	$(BIN)/python -m pytest -m slow
+
+test-browser: install  ## the page in a real browser; needs chromium (apt install chromium)
+	$(BIN)/python -m pytest -m browser
 
 lint: install  ## formatter and linter, as CI runs them
 	$(BIN)/ruff check .

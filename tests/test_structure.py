@@ -35,6 +35,7 @@ ORDER = [
     ["callbacks"],
     ["recipes"],
     ["verbs"],
+    ["demo"],
     ["cli", "__main__"],
 ]
 RANK = {name: rank for rank, group in enumerate(ORDER) for name in group}

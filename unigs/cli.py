@@ -44,6 +44,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "evaluate": ("unigs.verbs.evaluate:evaluate_models", "the paper's tables for any models"),
     "evaluate clips": ("unigs.verbs.clips:evaluate_on_clips", "J&F of models that follow a clip"),
+    "demo": ("unigs.demo.serve:serve_page", "the tasks as a page in a browser"),
     "doctor": ("unigs.verbs.doctor:report_health", "look for common trouble and say what to do"),
 }
 TRAINING = {

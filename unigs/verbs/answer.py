@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -25,6 +25,10 @@ from unigs.verbs.gather import SUFFIXES, Picture, gather_pictures
 from unigs.verbs.manifest import Row
 from unigs.verbs.model import hash_model, list_versions, locate_model, name_system
 from unigs.verbs.request import list_inputs, read_request, speak_words
+
+if TYPE_CHECKING:
+    from unigs.systems.predictor import SystemPredictor
+    from unigs.verbs.running import Runner
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +80,31 @@ class Item:
     words: Sequence[str] = ()
 
 
-def answer(order: Order) -> None:
+class PicturesFailed(UnigsError):
+    """Pictures of an order could not be used; the others are made.
+
+    Attributes:
+        failed: counts by reason, and what was said of the first of each.
+    """
+
+    def __init__(self, made: int, failed: Skips) -> None:
+        super().__init__(
+            f"expected {made + failed.total} usable pictures, got {failed.total} that are not: "
+            f"{failed}"
+        )
+        self.failed = failed
+
+
+def answer(order: Order, loaded: SystemPredictor | None = None) -> None:
     """Carry an order out.
 
+    Args:
+        order: what was typed.
+        loaded: the model of the order where it is loaded already, on the order's device.
+
     Raises:
-        UnigsError: what was typed leads nowhere; at the end, if a picture failed.
+        UnigsError: what was typed leads nowhere.
+        PicturesFailed: at the end, if a picture failed.
     """
     check_order(order)
     model = locate_model(order.model)
@@ -94,7 +118,10 @@ def answer(order: Order) -> None:
     items = read_items(order, todo, rows, failed)
     made, first = 0, next(items, None)
     if first is not None:  # one that can be read is worth loading a model for
-        made = run_model(order, model, chain([first], items), len(todo), folder, failed)
+        from unigs.verbs.running import load_runner  # torch, from here on
+
+        runner = load_runner(order, model, loaded)
+        made = run_model(order.verb, runner, chain([first], items), len(todo), folder, failed)
     folder.close({"made": made, "kept": kept, "failed": failed.counts})
     tell_end(order, made, failed)
 
@@ -200,17 +227,14 @@ def read_items(
 
 
 def run_model(
-    order: Order, model: Path, items: Iterable[Item], count: int, folder: OutFolder, failed: Skips
+    verb: str, runner: Runner, items: Iterable[Item], count: int, folder: OutFolder, failed: Skips
 ) -> int:
-    """Load the model and write an answer to each item; how many were made."""
-    from unigs.verbs.running import load_runner  # torch, from here on
-
-    runner = load_runner(order, model)
+    """Write an answer to each item; how many were made."""
     made = 0
     refuse: Callable[[Item, Exception], None] = lambda item, error: tell_failure(
         failed, item.picture.path, error
     )
-    with tqdm(total=count, desc=order.verb, unit="picture") as bar:
+    with tqdm(total=count, desc=verb, unit="picture") as bar:
         for found in runner.run(items, refuse):
             folder.write(found)
             made += 1
@@ -224,9 +248,9 @@ def tell_failure(failed: Skips, path: Path, error: Exception) -> None:
         raise error
     cause = error.__cause__
     reason = cause.reason if isinstance(cause, UnreadableImage) else "picture that failed"
-    failed.add(reason, str(path))
     said = str(error) or type(error).__name__
     place = "" if str(path) in said else f", at {path}"
+    failed.add(reason, said + place)
     tqdm.write(f"left out: {show(said + place)}")
 
 
@@ -234,12 +258,9 @@ def tell_end(order: Order, made: int, failed: Skips) -> None:
     """Say what was written and where to look.
 
     Raises:
-        UnigsError: pictures failed.
+        PicturesFailed: at least one.
     """
     if made:
         print(f"{made} of {made + failed.total} written; look first at {order.out / 'overlays'}")
     if failed.total:
-        raise UnigsError(
-            f"expected {made + failed.total} usable pictures, got {failed.total} that are not: "
-            f"{failed}"
-        )
+        raise PicturesFailed(made, failed)

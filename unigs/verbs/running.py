@@ -32,15 +32,20 @@ Size = tuple[int, int]
 Refuse = Callable[[Item, Exception], None]
 
 
-def load_runner(order: Order, model: Path) -> Runner:
+def load_runner(order: Order, model: Path, loaded: SystemPredictor | None = None) -> Runner:
     """The model of an order on its device.
+
+    Args:
+        order: what was typed.
+        model: its folder.
+        loaded: what that folder holds, where it is on the device already.
 
     Raises:
         UnigsError: a damaged model, one of another system than the task needs, no such device, or
             sampling that the model refuses.
     """
     device = choose_device(order.device)
-    predictor = load_predictor(str(model), device=device, sampling=order.sampling)
+    predictor = loaded or load_predictor(str(model), device=device, sampling=order.sampling)
     if order.task not in predictor.tasks:
         raise UnigsError(
             f"expected a model for {order.task}, got a {type(predictor).__name__}, which knows "
