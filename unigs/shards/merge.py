@@ -49,6 +49,13 @@ def merge_shards(out: str) -> None:
         ShardError: parts are missing, or a picture's key occurs twice.
         FolderBusy: another process merges there.
     """
+    merge_folders(out)
+    print(f"shards are whole, at {out}; next: lightning fit --config configs/joint.yaml ", end="")
+    print(f"--data.shards '[{out}]'")
+
+
+def merge_folders(out: str) -> None:
+    """The same without the word on what comes next."""
     folders = sorted(path.parent for path in Path(out).glob(f"*/{SOURCE_NAME}"))
     if not folders:
         raise ShardError(f"expected a folder that `unigs shards` wrote to, got {os.fspath(out)}")
@@ -61,8 +68,6 @@ def merge_shards(out: str) -> None:
         write_json(Path(out) / FOLDERS_NAME, {"folders": [folder.name for folder in folders]})
     for folder, content in zip(folders, contents, strict=True):
         print(describe_folder(folder.name, content))
-    print(f"shards are whole, at {out}; next: lightning fit --config configs/joint.yaml ", end="")
-    print(f"--data.shards '[{out}]'")
 
 
 def merge_folder(folder: Path) -> dict[str, Any]:
