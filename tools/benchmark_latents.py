@@ -81,6 +81,7 @@ def take_turns(system: Any, live: Iterator, cached: Iterator, rounds: int) -> Cl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/quickstart.yaml")
+    parser.add_argument("--options", nargs="*", default=[], help="of the run beside the config")
     parser.add_argument("--preset", default="tiny", help="of the base")
     parser.add_argument("--scene", type=int, default=80, help="side of the drawn scenes, px")
     parser.add_argument("--batch", type=int, default=16, help="samples a step")
@@ -96,6 +97,7 @@ def main() -> None:
         options = [
             f"data.shards=[{root}/shards]", f"model.base={root}/base", "trainer.devices=1",
             f"data.loading.global_batch_size={told.batch}", "data.loading.num_workers=0",
+            *told.options,
         ]  # fmt: skip
         system, data = open_run([told.config], options)
         live = data.train_dataloader()
