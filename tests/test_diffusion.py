@@ -18,6 +18,7 @@ from unigs.systems.joint.base import load_components
 from unigs.systems.joint.conditions import (
     Conditions,
     Known,
+    add_words,
     encode_conditions,
     encode_training,
     read_batch,
@@ -137,7 +138,7 @@ def test_one_pass_of_the_vae_gives_what_separate_passes_give(components, batch):
     original = type(towers).encode_pixels
     try:
         type(towers).encode_pixels = lambda self, x: passes.append(len(x)) or original(self, x)
-        conditions, streams = encode_training(towers, read_batch(batch, Palette()))
+        streams, contexts, _ = encode_training(towers, read_batch(batch, Palette()))
     finally:
         type(towers).encode_pixels = original
     own = sum(RECIPES[TASKS[t]].given is None for t in batch.task.tolist())
@@ -153,7 +154,7 @@ def test_one_pass_of_the_vae_gives_what_separate_passes_give(components, batch):
         torch.testing.assert_close(streams[i, :4], z_i[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(streams[i, 4:], z_s[0], rtol=1e-4, atol=1e-4)
         expected = towers.encode_pixels(known)[0]
-        torch.testing.assert_close(conditions.context[i], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(contexts[i], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -164,7 +165,8 @@ def test_a_context_is_encoded_alike_in_training_and_in_sampling(components, batc
     encode = type(towers).encode_pixels
     rows = (batch.task == TASKS.index(task)).nonzero()[:, 0]
     everything = read_batch(batch, Palette())
-    conditions, _ = encode_training(towers, everything)
+    _, context, mask = encode_training(towers, everything)
+    conditions = add_words(towers, mask, context, batch.prompts, batch.task)
     known = Known(
         tasks=[task] * len(rows),
         prompts=[batch.prompts[i] for i in rows],

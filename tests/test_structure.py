@@ -26,6 +26,7 @@ ORDER = [
     ["transforms"],
     ["codec"],
     ["tasks"],
+    ["latents"],
     ["data"],
     ["checkpoints", "sharding"],
     ["promises"],

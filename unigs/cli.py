@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "shards verify": ("unigs.shards:verify_shards", "check every byte of a folder of shards"),
     "data inspect": ("unigs.verbs.inspect:inspect_data", "contact sheet and counts of a data set"),
     "base": ("unigs.recipes.bases:make_base", "write a base folder of random weights"),
+    "latents": ("unigs.verbs.latents:write_latents", "encode the pictures of a run ahead, once"),
     "export": ("unigs.verbs.export:export_pipeline", "turn a checkpoint into a pipeline folder"),
     "segment": ("unigs.verbs.tasks:segment_pictures", "every entity of pictures as masks"),
     "find": ("unigs.verbs.tasks:find_words", "what words name in pictures as masks"),

@@ -17,9 +17,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from unigs.codec import Palette
+from unigs.latents import RUN, LatentDataset, open_cache, refuse_other, stack_latents
 from unigs.plan import Plan
 from unigs.records import TASKS, Batch, TaskSample, UnigsError
-from unigs.runs import Rule
+from unigs.runs import Rule, flatten_options
 from unigs.shards import Manifest, read_manifests
 from unigs.streams import LOADER_TIMEOUT_S, Made, StreamDataset, StreamLoader
 from unigs.tasks import TaskOptions, list_classes, make_sample
@@ -119,6 +120,7 @@ class UniGSData(L.LightningDataModule):
         train_split: split to train on.
         validation: the set to validate and test on.
         seed: of order, geometry, entities, masks, prompts, noise and timesteps.
+        latents: a cache of ``unigs latents``, from which the training stream is then read.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class UniGSData(L.LightningDataModule):
         train_split: str = "train",
         validation: HeldOut = HeldOut(),
         seed: int = 0,
+        latents: str | None = None,
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # of a rank, in a test
@@ -145,6 +148,7 @@ class UniGSData(L.LightningDataModule):
         self.train_split = train_split
         self.validation = validation
         self.seed = seed
+        self.latents = latents
         self.open_test: Callable[[], Iterable] | None = None  # set by callbacks.Evaluation
         self._stream: StreamLoader | None = None
         self._position: dict[str, Any] | None = None
@@ -152,19 +156,48 @@ class UniGSData(L.LightningDataModule):
     ON_RESUME: ClassVar[dict[str, Rule]] = {
         "data.global_batch_size": "warned",
         "data.steps_per_epoch": "warned",
+        "data.latents": "warned",
     }
     """What a change of an option does on resume; what is not named makes another run."""
 
     def describe(self) -> dict[str, Any]:
         """What the training stream depends on; a resumed run compares it, see ``runs``."""
+        return {
+            **self.describe_samples(),
+            "global_batch_size": self.loading.global_batch_size,
+            "steps_per_epoch": self.loading.steps_per_epoch,
+            "latents": self.latents and open_cache(self.latents).digest[:16],
+        }
+
+    def describe_samples(self) -> dict[str, Any]:
+        """What the sample of an index depends on."""
         manifests, plan = self.make_plan(self.train_split, self.task_ratios)
         return {
             "seed": self.seed,
             "tasks": self.tasks,
             "mixture": plan.describe(),
             "manifests": [f"{name} {manifest.digest[:16]}" for name, manifest in manifests.items()],
-            "global_batch_size": self.loading.global_batch_size,
-            "steps_per_epoch": self.loading.steps_per_epoch,
+        }
+
+    def describe_latents(self) -> dict[str, Any]:
+        """What a cache of latents of this run depends on, by dotted name.
+
+        Raises:
+            UnigsError: the system that is trained has no frozen half.
+        """
+        trainer: Any = self.trainer
+        system = getattr(trainer, "lightning_module", None)
+        frozen = getattr(system, "describe_frozen", lambda: None)()
+        if frozen is None:
+            raise UnigsError(
+                f"expected a system with a frozen half, as UniGS, got {type(system).__name__}, at "
+                "data.latents"
+            )
+        tasks = replace(self.tasks, max_painted=self.max_painted)
+        return {
+            **flatten_options({**self.describe_samples(), "tasks": tasks}, "data"),
+            **flatten_options(frozen, "model"),
+            "trainer.precision": str(trainer.precision),
         }
 
     @property
@@ -251,15 +284,20 @@ class UniGSData(L.LightningDataModule):
 
         Raises:
             StateMismatch: the checkpoint was saved with other shards, another seed or mixture.
+            OtherLatents: ``latents`` are another run's.
         """
         dataset = self.make_dataset(self.train_split, augment=True, ratios=self.task_ratios)
+        if self.latents:
+            cache = open_cache(self.latents)
+            refuse_other(cache.options[RUN], self.describe_latents(), self.latents)
+            dataset = LatentDataset(dataset, cache)
         pictures, load = sum(map(len, dataset.manifests.values())), self.loading
         rank, world = self._place()
         if self._position is None and self.trainer is not None:
             self._position = self.state_dict() or None
         self._stream = StreamLoader(
             dataset,
-            stack_samples,
+            stack_latents if self.latents else stack_samples,
             global_batch_size=load.global_batch_size,
             steps_per_epoch=load.steps_per_epoch or max(1, pictures // load.global_batch_size),
             rank=rank,

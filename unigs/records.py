@@ -5,6 +5,8 @@ Data moves left to right through these records and through nothing else (README,
     annotations -> Annotated -> shards -> streams -> tasks -> TaskSample -> data -> Batch
     -> systems -> Prediction -> metrics -> evaluation
 
+``Latents`` stand in for a ``Batch`` where the frozen half of a step was done before (``latents``).
+
 Legend, used by every docstring: B batch, N entities, C channels, H W pixels, h w latent cells,
 T diffusion steps, L tokens. Images are uint8 0..255 outside of ``systems``, float -1..1 inside.
 
@@ -18,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -188,8 +190,32 @@ class TaskSample:
     gone: tuple[str, ...] = ()
 
 
+class Movable:
+    """A record whose tensors go to a device together; what the host asks for stays there."""
+
+    __slots__ = ()
+    MOVED: ClassVar[tuple[str, ...]]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The record with its tensors on another device. Lightning calls this.
+
+        A copy to a GPU is not waited for; a copy from one is.
+        """
+        ahead = str(device).startswith("cuda")
+        return self._map(lambda tensor: tensor.to(device, non_blocking=ahead and tensor.is_cpu))
+
+    def pin_memory(self) -> Self:
+        """The record in page-locked memory. A ``DataLoader`` with ``pin_memory`` calls this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        parts = {name: getattr(self, name) for name in self.MOVED}
+        changed: dict[str, Any] = {k: change(part) for k, part in parts.items() if part is not None}
+        return replace(self, **changed)  # type: ignore[type-var]
+
+
 @dataclass(slots=True, eq=False)
-class Batch:
+class Batch(Movable):
     """``TaskSample`` s stacked, B at a time. Colormaps are painted from ``labels`` on the device.
 
     Attributes:
@@ -202,6 +228,8 @@ class Batch:
         past: int32 [B, P, H, W], zeros of a picture among frames; None if no sample is a frame.
         gone: of each sample; empty if no sample is a frame.
     """
+
+    MOVED: ClassVar[tuple[str, ...]] = ("image", "labels", "ignored", "coarse_mask", "past")
 
     keys: list[str]
     prompts: list[str]
@@ -221,22 +249,38 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def to(self, device: torch.device | str) -> Batch:
-        """The batch with its pixels on another device. Lightning calls this.
 
-        A copy to a GPU is not waited for; a copy from one is.
-        """
-        ahead = str(device).startswith("cuda")
-        return self._map(lambda pixels: pixels.to(device, non_blocking=ahead and pixels.is_cpu))
+@dataclass(slots=True, eq=False)
+class Latents(Movable):
+    """What the frozen half of a step makes of a ``Batch``, B samples.
 
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory. A ``DataLoader`` with ``pin_memory`` calls this."""
-        return self._map(lambda tensor: tensor.pin_memory())
+    Attributes:
+        keys, prompts: lists of length B.
+        seed: of the stream.
+        index: int64 [B], which keys noise and timestep. task: int64 [B], place in ``TASKS``. Both
+            stay on the host.
+        clean: float32 [B, 8, h, w], the latents of image and colormap.
+        context: float32 [B, 4, h, w], z_c.
+        mask: float32 [B, 1, h, w], the coarse mask; 1 is to be filled.
+        known: float32 [B, 1, h, w] in 0..1, the part of each cell whose colormap is known.
+        weight: float32 [B, 1, h, w], of the cells in the loss, of mean 1.
+    """
 
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        pixels = ["image", "labels", "ignored", "coarse_mask"] + ["past"] * (self.past is not None)
-        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in pixels}
-        return replace(self, **changed)
+    MOVED: ClassVar[tuple[str, ...]] = ("clean", "context", "mask", "known", "weight")
+
+    keys: list[str]
+    prompts: list[str]
+    seed: int
+    index: torch.Tensor
+    task: torch.Tensor
+    clean: torch.Tensor
+    context: torch.Tensor
+    mask: torch.Tensor
+    known: torch.Tensor
+    weight: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

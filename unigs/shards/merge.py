@@ -50,6 +50,11 @@ def merge_shards(out: str) -> None:
         ShardError: parts are missing, or a picture's key occurs twice.
         FolderBusy: another process merges there.
     """
+    print(describe_all(out, merge_folders(out)))
+
+
+def merge_folders(out: str) -> list[dict[str, Any]]:
+    """The same without the word on what comes next; what the manifests say."""
     folders = sorted(path.parent for path in Path(out).glob(f"*/{SOURCE_NAME}"))
     if not folders:
         raise ShardError(f"expected a folder that `unigs shards` wrote to, got {os.fspath(out)}")
@@ -62,7 +67,7 @@ def merge_shards(out: str) -> None:
         write_json(Path(out) / FOLDERS_NAME, {"folders": [folder.name for folder in folders]})
     for folder, content in zip(folders, contents, strict=True):
         print(describe_folder(folder.name, content))
-    print(describe_all(out, contents))
+    return contents
 
 
 def merge_folder(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import zlib
 from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -43,6 +44,17 @@ if TYPE_CHECKING:
 
 Check = Literal["time", "hash"]
 """How a finished shard is compared with its inputs: by their sizes and times, or by content."""
+
+Encode = Callable[[Any, range, Skips], Iterator[tuple[str, bytes]]]
+"""(source, samples, tally of what is left out) -> key and tar members of each; pure, picklable."""
+
+
+def encode_records(source: Source, wanted: range, skips: Skips) -> Iterator[tuple[str, bytes]]:
+    """The records of a data set as they lie in shards."""
+    for i in wanted:
+        sample = source.load(i, skips)
+        if sample is not None:
+            yield sample.key, encode_sample(sample)
 
 
 def write_shards(
@@ -105,13 +117,19 @@ def write_source(
     part: tuple[int, int] = (1, 1),
     max_skip_fraction: float = 0.1,
     check: Check = "time",
+    encode: Encode = encode_records,
+    options: Mapping[str, Any] = {},
 ) -> Skips:
     """Write one part of one source's shards and their receipts; see :func:`write_shards`.
+
+    Args:
+        encode: what a sample is in a shard.
+        options: what else the samples depend on; other options need another folder.
 
     Returns:
         What this part left out, by reason.
     """
-    folder = prepare_folder(source, Path(out), samples_per_shard)
+    folder = prepare_folder(source, Path(out), samples_per_shard, options)
     shards = range(count_shards(len(source), samples_per_shard))
     mine = shards[part[0] - 1 :: part[1]]
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(mine)))
@@ -121,9 +139,9 @@ def write_source(
     work = f"unigs shards --part {part[0]}/{part[1]}"
     lock = lock_folder(folder, work, f".part-{part[0]}-of-{part[1]}.lock")
     with lock, bar, open_pool(source, workers) as submit:
-        others = [(k, folder, samples_per_shard, check) for k in shards if k not in mine]
-        list(submit(check_foreign, others))
-        calls = [(k, folder, samples_per_shard, check) for k in mine]
+        how = (folder, samples_per_shard, check, encode)
+        list(submit(check_foreign, [(k, *how) for k in shards if k not in mine]))
+        calls = [(k, *how) for k in mine]
         for receipt in submit(write_shard, calls):
             skips.update(Skips(receipt["skipped"], receipt["examples"]))
             bar.update(receipt["pictures"])
@@ -136,7 +154,9 @@ def write_source(
     return skips
 
 
-def prepare_folder(source: Source, out: Path, samples_per_shard: int) -> Path:
+def prepare_folder(
+    source: Source, out: Path, samples_per_shard: int, options: Mapping[str, Any] = {}
+) -> Path:
     """Make the source's folder and say in ``source.json`` what its shards are made of.
 
     Raises:
@@ -152,7 +172,7 @@ def prepare_folder(source: Source, out: Path, samples_per_shard: int) -> Path:
         "split": source.split,
         "licence": source.licence,
         "categories": list(source.categories),
-        "options": {"samples_per_shard": samples_per_shard},
+        "options": {"samples_per_shard": samples_per_shard, **options},
         "pictures": len(source),
         "keys_sha256": hashlib.sha256("\n".join(source.keys).encode()).hexdigest(),
         "skipped_by_index": dict(sorted(source.skips.counts.items())),
@@ -186,7 +206,9 @@ def refuse_mixture(known: dict[str, Any], content: dict[str, Any], folder: Path)
     )
 
 
-def write_shard(k: int, folder: Path, samples_per_shard: int, check: Check) -> dict[str, Any]:
+def write_shard(
+    k: int, folder: Path, samples_per_shard: int, check: Check, encode: Encode
+) -> dict[str, Any]:
     """Write shard ``k`` unless it is there, whole, and of the same inputs; return its receipt.
 
     Raises:
@@ -207,7 +229,8 @@ def write_shard(k: int, folder: Path, samples_per_shard: int, check: Check) -> d
         for left in folder.glob(f"{path.name}.*.tmp"):
             left.unlink(missing_ok=True)  # of a process killed while it held the lock
         with new_file(path) as temp:
-            receipt = {"name": path.name, **fill_shard(source, wanted, temp), "inputs": stamp}
+            filled = fill_shard(source, wanted, temp, encode)
+            receipt = {"name": path.name, **filled, "inputs": stamp}
             if known and known["sha256"] != receipt["sha256"]:
                 refuse_other(known, receipt, [source.keys[i] for i in wanted], str(folder))
             if (came := hash_file(temp)) != receipt["sha256"]:
@@ -216,7 +239,9 @@ def write_shard(k: int, folder: Path, samples_per_shard: int, check: Check) -> d
     return receipt
 
 
-def check_foreign(k: int, folder: Path, samples_per_shard: int, check: Check) -> None:
+def check_foreign(
+    k: int, folder: Path, samples_per_shard: int, check: Check, encode: Encode
+) -> None:
     """Refuse to go on beside a finished shard of another part that is of other inputs.
 
     Raises:
@@ -230,7 +255,7 @@ def check_foreign(k: int, folder: Path, samples_per_shard: int, check: Check) ->
     stamp = stamp_inputs(source, wanted)
     if check == "time" and is_unchanged(known.get("inputs"), stamp, foreign=True):
         return
-    receipt = fill_shard(source, wanted, Path(os.devnull))
+    receipt = fill_shard(source, wanted, Path(os.devnull), encode)
     if known["sha256"] != receipt["sha256"]:
         refuse_other(known, receipt, [source.keys[i] for i in wanted], str(folder))
 
@@ -242,20 +267,17 @@ def find_receipt(folder: Path, name: str) -> dict[str, Any] | None:
     return None
 
 
-def fill_shard(source: Source, wanted: range, temp: Path) -> dict[str, Any]:
+def fill_shard(source: Source, wanted: range, temp: Path, encode: Encode) -> dict[str, Any]:
     """Write samples to a tar, synced, and return what a receipt says of it."""
     skips, rows, digest, size = Skips(), [], hashlib.sha256(), 0
     with open(temp, "wb") as file:
-        for i in wanted:
+        heed_stop()
+        for key, span in encode(source, wanted, skips):
             heed_stop()
-            sample = source.load(i, skips)
-            if sample is None:
-                continue
-            span = encode_sample(sample)
             if len(span) > MAX_SAMPLE_BYTES:
-                skips.add(f"sample larger than {MAX_SAMPLE_BYTES >> 20} MiB", sample.key)
+                skips.add(f"sample larger than {MAX_SAMPLE_BYTES >> 20} MiB", key)
                 continue
-            rows.append((size // BLOCK, len(span) // BLOCK, zlib.crc32(span), hash_key(sample.key)))
+            rows.append((size // BLOCK, len(span) // BLOCK, zlib.crc32(span), hash_key(key)))
             digest.update(span)
             size += file.write(span)
         end = end_archive(size)

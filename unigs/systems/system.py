@@ -21,7 +21,7 @@ from torch import nn
 
 from unigs.checkpoints import read_ema
 from unigs.promises import ExactResume, FiniteSteps, KeepRun, Preemption
-from unigs.records import TASKS, Batch, UnigsError
+from unigs.records import TASKS, Batch, Latents, UnigsError
 from unigs.runs import Rule
 from unigs.sharding import refuse_strategy, refuse_unsharded
 from unigs.systems.making import MADE, describe_making
@@ -192,8 +192,20 @@ class System(Learner):
         """
         raise NotImplementedError
 
-    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Parts of the loss by name, float32 [B] each, without their weights."""
+    def losses(self, batch: Any) -> dict[str, torch.Tensor]:
+        """Parts of the loss by name, float32 [B] each, without their weights.
+
+        Args:
+            batch: a ``Batch``; also ``Latents`` of a system that has :meth:`encode`.
+        """
+        raise NotImplementedError
+
+    def describe_frozen(self) -> dict[str, Any] | None:
+        """What :meth:`encode` depends on beside the batch; None: the system has no such half."""
+        return None
+
+    def encode(self, batch: Batch) -> Latents:
+        """The frozen half of :meth:`losses`, which a cache may keep."""
         raise NotImplementedError
 
     def make_predictor(self, sampling: Sampling | None = None) -> SystemPredictor:
@@ -206,7 +218,7 @@ class System(Learner):
 
     # --- steps ---
 
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: Batch | Latents, batch_idx: int) -> torch.Tensor:
         """The weighted losses of one batch of mixed tasks; logged by part and by task."""
         parts = self.losses(batch)  # [B] each
         loss = sum(self.loss_weights[name] * part for name, part in parts.items()).mean()  # type: ignore[union-attr]

@@ -76,23 +76,36 @@ def read_batch(batch: Batch, palette: Palette) -> Known:
 
 def encode_conditions(towers: FrozenTowers, known: Known) -> Conditions:
     """Encode what the denoiser is told; each context is one pass of the VAE."""
-    return _encode(towers, known, streams=False)[0]
+    context, _ = _encode(towers, known, streams=False)
+    mask = shrink_mask(known.coarse_mask, context.shape[-2:])
+    task = torch.tensor([TASKS.index(task) for task in known.tasks])
+    return add_words(towers, mask, context, known.prompts, task)
 
 
-def encode_training(towers: FrozenTowers, known: Known) -> tuple[Conditions, Tensor]:
-    """The same, and the clean streams float32 [B, 8, h, w]: image latent, then colormap latent.
+def encode_training(towers: FrozenTowers, known: Known) -> tuple[Tensor, Tensor, Tensor]:
+    """All of a training batch but its words: clean streams, contexts and coarse masks.
 
     Where the context is the image or the colormap, its latent is reused; only inpainting rows
     cost a third pass (2.3 encodes a sample at the paper's ratios instead of 3).
+
+    Returns:
+        float32 [B, 8, h, w], image latent then colormap latent, [B, 4, h, w] and [B, 1, h, w].
     """
-    conditions, latents = _encode(towers, known, streams=True)
-    return conditions, torch.cat([latents["image"], latents["colormap"]], 1)
+    context, latents = _encode(towers, known, streams=True)
+    clean = torch.cat([latents["image"], latents["colormap"]], 1)
+    return clean, context, shrink_mask(known.coarse_mask, context.shape[-2:])
 
 
-def _encode(
-    towers: FrozenTowers, known: Known, streams: bool
-) -> tuple[Conditions, dict[str, Tensor]]:
-    """One call of the VAE for all pictures; latents by kind of picture."""
+def add_words(
+    towers: FrozenTowers, mask: Tensor, context: Tensor, prompts: Sequence[str], task: Tensor
+) -> Conditions:
+    """Conditions of encoded samples; ``task`` lies on the host."""
+    text = towers.encode_text(prompts)
+    return Conditions(mask, context, text, send(task, context.device))
+
+
+def _encode(towers: FrozenTowers, known: Known, streams: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """One call of the VAE for all pictures; the contexts, and latents by kind of picture."""
     kinds = [RECIPES[task].context for task in known.tasks]
     every = list(range(len(kinds)))
     rows = {
@@ -105,14 +118,7 @@ def _encode(
     pictures = torch.cat([_take_pictures(known, kind, own) for kind, own in rows.items()])
     parts = towers.encode_pixels(pictures).split([len(own) for own in rows.values()])
     latents = dict(zip(rows, parts, strict=True))
-    context = torch.stack([latents[kinds[i]][rows[kinds[i]].index(i)] for i in every])
-    conditions = Conditions(
-        mask=shrink_mask(known.coarse_mask, context.shape[-2:]),
-        context=context,
-        text=towers.encode_text(known.prompts),
-        task=send(torch.tensor([TASKS.index(task) for task in known.tasks]), context.device),
-    )
-    return conditions, latents
+    return torch.stack([latents[kinds[i]][rows[kinds[i]].index(i)] for i in every]), latents
 
 
 def _take_pictures(known: Known, kind: str, rows: list[int]) -> Tensor:

@@ -15,14 +15,14 @@ import torch
 from diffusers.training_utils import cast_training_params
 
 from unigs.codec import Palette
-from unigs.records import Batch, UnigsError
+from unigs.records import Batch, Latents, UnigsError
 from unigs.runs import Rule
 from unigs.sharding import FSDP2
 from unigs.systems.adapters import Adapters, adapt
 from unigs.systems.joint.base import load_components, locate_base, resolve_prediction_type
-from unigs.systems.joint.conditions import encode_training, read_batch
+from unigs.systems.joint.conditions import add_words, encode_training, read_batch
 from unigs.systems.joint.denoiser import NEW_LAYERS, merge_unet, widen_unet
-from unigs.systems.joint.objective import Objective, measure_losses
+from unigs.systems.joint.objective import Objective, measure_losses, weigh_cells
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.joint.predictor import JointPredictor
 from unigs.systems.sampling import Sampling, read_remembered
@@ -229,11 +229,30 @@ class UniGS(System):
         for part in self.unet.modules():
             part._compiled_call_impl = None
 
-    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def describe_frozen(self) -> dict[str, Any]:
+        self.configure_model()
+        return {
+            "palette": self.palette,
+            "objective": {"size_balance": self.objective.size_balance},
+            "compute": {"towers_dtype": self.compute.towers_dtype},
+            "vae": self.towers.digest_vae(),
+        }
+
+    def encode(self, batch: Batch) -> Latents:
+        """Paint, encode and weigh a batch: all of a step that is neither trained nor drawn anew."""
+        clean, context, mask = encode_training(self.towers, read_batch(batch, self.palette))
+        known, weight = weigh_cells(self.objective, batch, (clean.shape[-2], clean.shape[-1]))
+        return Latents(
+            batch.keys, batch.prompts, batch.seed, batch.index, batch.task,
+            clean, context, mask, known, weight,
+        )  # fmt: skip
+
+    def losses(self, batch: Batch | Latents) -> dict[str, torch.Tensor]:
         """Errors of the image and of the colormap stream, float32 [B] each."""
-        known = read_batch(batch, self.palette)
-        conditions, clean = encode_training(self.towers, known)
-        return measure_losses(self.objective, self.unet, self.scheduler, clean, conditions, batch)
+        latents = batch if isinstance(batch, Latents) else self.encode(batch)
+        told = (latents.mask, latents.context, latents.prompts, latents.task)
+        conditions = add_words(self.towers, *told)
+        return measure_losses(self.objective, self.unet, self.scheduler, latents, conditions)
 
     def make_pipeline(self) -> UniGSPipeline:
         """A pipeline over the live components, without a copy but where adapters are merged."""

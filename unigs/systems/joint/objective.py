@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from unigs.records import TASKS, Batch, UnigsError
+from unigs.records import TASKS, Batch, Latents, UnigsError
 from unigs.systems.balance import balance_sizes, known_share
 from unigs.systems.joint.conditions import Conditions
 from unigs.systems.joint.denoiser import denoise
@@ -56,43 +56,52 @@ class Objective:
 
 
 def measure_losses(
-    objective: Objective, unet: Any, scheduler: Any, clean: torch.Tensor,
-    conditions: Conditions, batch: Batch,
+    objective: Objective, unet: Any, scheduler: Any, latents: Latents, conditions: Conditions
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """Eq. 2: weighted mean squared error of each branch.
 
     Args:
         objective: what is asked for, and how it weighs.
         unet, scheduler: the joint denoiser and the noise it is trained on.
-        clean: float32 [B, 8, h, w].
+        latents: the clean streams, and how their cells weigh.
         conditions: of the same samples.
-        batch: for seed, indices, labels and what is unknown.
 
     Returns:
         float32 [B] by branch, ``image`` and ``colormap``, without the branches' weights.
     """
-    indices = batch.index.tolist()
-    noise = draw_noise(batch.seed, indices, clean.shape[1:], "noise")
+    clean, indices = latents.clean, latents.index.tolist()
+    noise = draw_noise(latents.seed, indices, clean.shape[1:], "noise")
     noise = send(noise, clean.device)
     steps = scheduler.config.num_train_timesteps
-    timesteps = send(draw_timesteps(batch.seed, indices, steps), clean.device)
+    timesteps = send(draw_timesteps(latents.seed, indices, steps), clean.device)
     given = given_streams(conditions.task)  # [B, 2]
     shifted = shift_timesteps(timesteps, steps, objective.mask_timestep_shift)
     timesteps = torch.where(given[:, 0], shifted, timesteps)
     noisy = scheduler.add_noise(clean, noise, timesteps)
     prediction = denoise(unet, noisy, timesteps, conditions)
     target = regression_target(scheduler, clean, noise, timesteps)
-    grid = (clean.shape[-2], clean.shape[-1])
-    known = known_share(batch.ignored, grid)  # [B, 1, h, w]
-    balance = (batch.labels, grid, objective.size_balance, batch.coarse_mask, batch.largest)
-    weight = balance_sizes(*balance) if objective.size_balance else 1.0
-    image, colormap = branch_losses(prediction, target, known, weight)  # [B] each
+    image, colormap = branch_losses(prediction, target, latents.known, latents.weight)  # [B] each
     share = torch.where(given, objective.given_weight, 1.0)  # [B, 2]
     losses = {"image": image * share[:, 0], "colormap": colormap * share[:, 1]}
     if objective.min_snr_gamma is not None:
         snr = snr_weights(scheduler, timesteps, objective.min_snr_gamma, objective.snr_floor)
         losses = {name: loss * snr for name, loss in losses.items()}
     return losses
+
+
+def weigh_cells(
+    objective: Objective, batch: Batch, grid: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How the latent cells of a batch count in the loss.
+
+    Returns:
+        What is known of each cell, and its weight; float32 [B, 1, h, w] each.
+    """
+    known = known_share(batch.ignored, grid)
+    if not objective.size_balance:
+        return known, torch.ones_like(known)
+    balance = (batch.labels, grid, objective.size_balance, batch.coarse_mask, batch.largest)
+    return known, balance_sizes(*balance)
 
 
 def shift_timesteps(timesteps: torch.Tensor, steps: int, shift: float) -> torch.Tensor:

@@ -7,6 +7,7 @@ call runs without gradients and in the towers' own dtype.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -59,7 +60,16 @@ class FrozenTowers(nn.Module):
             self.vae.encode(_sign(part).to(self.vae.dtype)).latent_dist.mode()
             for part in pixels.split(self.encode_chunk or len(pixels))
         ]
-        return torch.cat(parts).float() * self.vae.config.scaling_factor  # [B, 4, h, w]
+        scaled = torch.cat(parts).float() * self.vae.config.scaling_factor  # [B, 4, h, w]
+        return scaled.contiguous()  # whatever the VAE's memory format: sums round alike
+
+    def digest_vae(self) -> str:
+        """sha256 over the weights of the VAE, their precision and the latent scale."""
+        digest = hashlib.sha256(f"{self.vae.config.scaling_factor}".encode())
+        for name, weight in sorted(self.vae.state_dict().items()):
+            digest.update(f" {name} {weight.dtype} {list(weight.shape)} ".encode())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
