@@ -1,6 +1,6 @@
 # `make` alone prints this list. Everything runs in .venv, which `make install` fills from the lock.
 .DEFAULT_GOAL := help
-.PHONY: help install lock quickstart scenes benchmark ablations siblings test test-slow test-browser lint types format shards clean
+.PHONY: help install lock quickstart scenes benchmark ablations siblings test test-slow test-browser lint types format docs shards clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -78,11 +78,13 @@ SIBLING = $(BIN)/unigs export --checkpoint runs/$(1)/checkpoints/last.ckpt --out
 siblings: scenes  ## train and score Pix2Seq-D and GSS on the same scenes (4 hours, 1 core); resumes
 	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/pix2seq-d-benchmark.yaml
 	$(call SIBLING,pix2seq-d-benchmark)
-	test -e runs/vq/vq/config.json || OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/vq.yaml
 	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/gss-benchmark.yaml
 	$(call SIBLING,gss-benchmark)
 	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/gss-benchmark.yaml --config configs/gss-ft-w.yaml
 	$(call SIBLING,gss-ft-w)
+	test -e $(BENCH)/base/model_index.json || $(BIN)/unigs base --preset small --out $(BENCH)/base
+	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark.yaml --config configs/entity-benchmark.yaml
+	$(call SIBLING,entity-benchmark)
 	test -e $(BENCH)/judge/config.json || OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/judge.yaml
 	$(BIN)/python tools/benchmark_systems.py evaluate
 	$(BIN)/python tools/benchmark_systems.py sample
@@ -113,6 +115,10 @@ types: install  ## type checker
 format: install  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: install  ## the reference under build/docs: pages, configs, API; links are checked
+	$(BIN)/mkdocs build --strict -q
+	@echo "open build/docs/index.html"
 
 clean:  ## remove runs and caches; keeps .venv
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

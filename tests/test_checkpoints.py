@@ -19,10 +19,10 @@ from unigs.checkpoints import (
     CheckedIO,
     NotFinite,
     check_finite,
-    find_trouble,
     read_checkpoint,
 )
 from unigs.files import DiskFull
+from unigs.weights import find_trouble
 
 MIB = 1 << 20
 

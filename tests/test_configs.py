@@ -11,7 +11,15 @@ from unigs.verbs.fit import RANK_TIMEOUT, make_cli
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 OVERLAYS = {"inpainting", "synthesis", "referring", "entity"}
-BASES = {**dict.fromkeys(OVERLAYS, "joint"), "gss-ft-w": "gss-benchmark"}
+SMALL = {"gpu-24gb", "gpu-24gb-8bit", "gpu-16gb", "lora"}
+BASES = {
+    **dict.fromkeys(OVERLAYS | SMALL, "joint"),
+    "fsdp2": "joint",
+    "gss-ft-w": "gss-benchmark",
+    "entity-benchmark": "benchmark",
+    "pix2seq-d-video": "pix2seq-d",
+    "pix2seq-d-video-benchmark": "pix2seq-d-benchmark",
+}
 """Config that is laid over another -> that one."""
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from unigs.recipes import bases
 from unigs.recipes.bases import make_base
 from unigs.records import UnigsError, UnigsWarning
 from unigs.systems.folders import write_digests
@@ -456,7 +456,7 @@ def test_a_base_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def fail(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bases.UNet2DConditionModel, "save_pretrained", fail)
+    monkeypatch.setattr(UNet2DConditionModel, "save_pretrained", fail)
     with pytest.raises(UnigsError, match="No space"):
         make_base(str(out))
     assert not list(tmp_path.iterdir())

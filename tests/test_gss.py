@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from builders import build_data
@@ -23,10 +25,13 @@ from PIL import Image
 
 from unigs.codec.maskige import paint_maskige, read_maskige
 from unigs.evaluation.fingerprint import describe_predictor
+from unigs.metrics.panoptic import PanopticEntityQuality
 from unigs.recipes.vq import VQ, crop_randomly, measure_reading, paint_randomly, revive_codes
 from unigs.records import UnigsError
+from unigs.synthetic.scenes import STUFF_IDS, THING_IDS, draw_scene, scene_seed
 from unigs.systems import GSS
 from unigs.systems.backbone import Backbone, Encoder
+from unigs.systems.gss.coder import Coder
 from unigs.systems.gss.module import encode_truth, measure_prior, measure_reader
 from unigs.systems.gss.painting import (
     Painting,
@@ -37,15 +42,17 @@ from unigs.systems.gss.painting import (
     number_pixels,
 )
 from unigs.systems.gss.posterior import VQPosterior, load_posterior
-from unigs.systems.gss.predictor import GSSPredictor, load_stages, name_regions
+from unigs.systems.gss.predictor import GSSPredictor, Settings, load_stages, name_regions
 from unigs.systems.gss.prior import MaskigePrior, Prior
-from unigs.systems.gss.stages import Seen
+from unigs.systems.gss.stages import Seen, Stages
 from unigs.systems.gss.windows import Windows
 from unigs.systems.load import load_predictor, load_system
 from unigs.systems.pixels import to_signed, to_uint8
 from unigs.systems.sampling import Sampling
-from unigs.tasks import UNKNOWN
+from unigs.tasks import UNKNOWN, ClassTable
 from unigs.verbs.sheet import render_sheet
+
+SETTINGS = Settings(side_px=32, least_area=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +215,7 @@ def test_things_are_regions_and_stuff_is_one_and_background_none():
     classes[0, 10:14, :4], classes[0, 10:15, 20:25] = BALL, BALL  # two masks
     sure = torch.full((1, 32, 32), 0.5)
     sure[0, 10:14, :4] = 0.25
-    found = name_regions(torch.zeros(1, 3, 32, 32), Seen(classes, classes, sure), TABLE)
+    found = name_regions(torch.zeros(1, 3, 32, 32), Seen(classes, classes, sure), TABLE, 1 / 1024)
     labels = found.labels[0]
     assert found.names == [["sky", "ball", "ball"]]
     assert found.scores == [[0.5, 0.5, 0.25]]
@@ -217,25 +224,30 @@ def test_things_are_regions_and_stuff_is_one_and_background_none():
     assert bool((labels[classes[0] == NONE] == 0).all())
 
 
-def test_specks_are_no_entities():
+@pytest.mark.parametrize(("least_px", "names"), [(3, ["sky", "ball"]), (4, ["sky"])])
+def test_specks_are_no_entities(least_px, names):
     classes = torch.full((1, 64, 64), SKY)
-    classes[0, 5, 5:8] = BALL  # 3 of 4096
-    found = name_regions(
-        torch.zeros(1, 3, 64, 64), Seen(classes, classes, torch.ones(1, 64, 64)), TABLE
-    )
-    assert found.names == [["sky"]]
-    assert found.labels[0, 5, 5] == 0
+    classes[0, 5, 5:8] = BALL
+    seen = Seen(classes, classes, torch.ones(1, 64, 64))
+    found = name_regions(torch.zeros(1, 3, 64, 64), seen, TABLE, least_px / 4096)
+    assert found.names == [names]
+    assert found.labels[0, 5, 5] == (2 if "ball" in names else 0)
+
+
+def test_a_least_area_that_is_none_is_refused(vq_folder):
+    with pytest.raises(UnigsError, match=r"share of 0 to 1, got 40, at model\.least_area"):
+        make_model(posterior=vq_folder, least_area=40)
 
 
 def test_the_predictor_refuses_what_it_does_not_know():
-    predictor = GSSPredictor(make_stages().eval(), 32)
+    predictor = GSSPredictor(make_stages().eval(), SETTINGS)
     batch = make_batch(torch.zeros(1, 32, 32, dtype=torch.int32), [()])
     prediction = predictor(batch)
     assert predictor.decode_again(batch, prediction, "nearest") is prediction
     with pytest.raises(UnigsError, match="expected a decoder of nearest, got 'dichotomy'"):
         predictor.decode_again(batch, prediction, "dichotomy")
     with pytest.raises(UnigsError, match="got num_inference_steps, seed, at sampling"):
-        GSSPredictor(make_stages(), 32, sampling=Sampling(num_inference_steps=3, seed=1))
+        GSSPredictor(make_stages(), SETTINGS, sampling=Sampling(num_inference_steps=3, seed=1))
     with pytest.raises(UnigsError, match="expected a batch of entity, got referring"):
         predictor(make_batch(batch.labels, [()], task=2))
 
@@ -244,13 +256,13 @@ def test_the_predictor_refuses_what_it_does_not_know():
 @pytest.mark.parametrize("half", [False, True])
 def test_a_saved_folder_predicts_the_same(tmp_path, reader, half):
     stages = make_stages(reader=reader).eval()
-    predictor = GSSPredictor(stages, 32)
+    predictor = GSSPredictor(stages, SETTINGS)
     batch = make_batch(torch.zeros(2, 32, 32, dtype=torch.int32), [(), ()])
     if half:
         stages.half().float()
     predictor.save(str(tmp_path / "out"), half)
     again = load_predictor(str(tmp_path / "out"), name="mine")
-    assert (again.name, again.side_px) == ("mine", 32)
+    assert (again.name, again.settings) == ("mine", SETTINGS)
     one, two = predictor(batch), again(batch)
     assert torch.equal(one.labels, two.labels)
     assert torch.equal(one.colormap, two.colormap)
@@ -380,3 +392,50 @@ def test_the_recipe_saves_a_small_posterior_that_loads(shards, tmp_path):
     assert sum(file.stat().st_size for file in out.iterdir()) < 4 * 2**20
     posterior = load_posterior(str(out))
     assert (posterior.stride, posterior.size) == (4, 512)
+
+
+# --- learning ---
+
+
+SCENE_TABLE = ClassTable(
+    tuple(sorted([*THING_IDS, *STUFF_IDS])),
+    tuple(name in THING_IDS for name in sorted([*THING_IDS, *STUFF_IDS])),
+)
+
+
+def draw_batch(count: int):
+    scenes = [
+        draw_scene(scene_seed("train", index), 64, max_things=3, max_stuff=2, min_radius=0.1)
+        for index in range(count)
+    ]
+    labels = torch.stack([torch.from_numpy(scene.labels).int() for scene in scenes])
+    names = [[one.category for one in scene.entities] for scene in scenes]
+    images = torch.stack([torch.from_numpy(scene.image).movedim(-1, 0) for scene in scenes])
+    return replace(make_batch(labels, names), image=images)
+
+
+@pytest.mark.slow
+def test_it_overfits_sixteen_scenes():
+    """Through the posterior that ships; most of what is lost is things of a class that touch."""
+    batch, table = draw_batch(16), SCENE_TABLE
+    torch.manual_seed(0)
+    prior = MaskigePrior(
+        Prior(dim=64, blocks=2, heads=4, window=7, stride=2),
+        Encoder(Backbone(width=32, enlarge=2)), 512, len(table) + 1,
+    )  # fmt: skip
+    stages = Stages(prior, Coder(load_posterior("vq"), choose_painting(table, "farthest")))
+    classes = number_pixels(batch, table)
+    steps = 300
+    optimizer = torch.optim.AdamW(prior.parameters(), lr=1e-3)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 1e-3 * min((step + 1) / 30, 1, 2 * (1 - step / steps))
+        losses = measure_prior(stages, batch.image, classes)
+        loss = 0.8 * losses["codes"].mean() + 0.2 * losses["pixels"].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
+        optimizer.step()
+    found = GSSPredictor(stages.eval(), Settings(64, 0.004))(batch)
+    quality = PanopticEntityQuality()
+    quality.update(found.labels, batch.labels, batch.ignored)
+    assert float(quality.compute()["pq"]) > 0.8

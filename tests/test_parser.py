@@ -7,7 +7,7 @@ import json
 import pytest
 from test_structure import run_python
 
-from unigs.cli import main
+from unigs.cli import VERBS, main
 from unigs.verbs.parser import read_kind, spell_words
 
 OPTIONS = {
@@ -84,15 +84,30 @@ def test_a_mistyped_verb_is_named_with_the_nearest(capsys):
     assert capsys.readouterr().err.startswith("unigs: expected an option of this verb, got --uot")
 
 
-HEAVY = """
+HEAVY = {"torch", "diffusers", "lightning", "transformers"}
+
+RUN = """
 import sys, unigs.cli
 try:
     code = unigs.cli.main({words!r})
 except SystemExit as stop:
     code = stop.code
-heavy = {{"torch", "diffusers", "lightning", "transformers", "scipy.ndimage"}} & set(sys.modules)
-print("end:", code, sorted(heavy))
+print("end:", code, sorted({heavy!r} & set(sys.modules)))
 """
+
+HELP = """
+import sys, unigs.cli
+for verb in unigs.cli.VERBS:
+    try:
+        unigs.cli.main([*verb.split(), "--help"])
+    except SystemExit as stop:
+        print("end:", verb, stop.code, sorted({heavy!r} & set(sys.modules)))
+"""
+
+
+def test_the_help_of_no_verb_imports_a_model():
+    told = run_python(HELP.format(heavy=HEAVY))
+    assert all(f"end: {verb} 0 []" in told for verb in VERBS)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +116,12 @@ print("end:", code, sorted(heavy))
         (["segment", "--help"], 0),
         (["sample", "--help"], 0),
         (["export", "--help"], 0),
+        (["fit", "--help"], 0),
+        (["base", "--out", "unigs"], 1),
+        (["evaluate", "--models", "nowhere", "--shards", ".", "--out", "o"], 1),
+        (["evaluate", "--models", "oracle", "--shards", "nowhere", "--out", "o"], 1),
+        (["sheet", "--pipeline", "tiny", "--shards", "nowhere", "--out", "o.png"], 1),
+        (["export", "--checkpoint", "nothing.ckpt", "--out", "o"], 1),
         (["sample", "--out", "o", "--task", "entity", "--image", "nothing.png"], 1),
         (["predict"], 2),
         (["find", "nothing.png", "--words", "star", "--out", "o"], 1),
@@ -110,4 +131,4 @@ print("end:", code, sorted(heavy))
     ],
 )
 def test_help_and_refusals_import_no_model(words, code):
-    assert f"end: {code} []" in run_python(HEAVY.format(words=words))
+    assert f"end: {code} []" in run_python(RUN.format(words=words, heavy=HEAVY | {"scipy.ndimage"}))

@@ -7,15 +7,17 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from jsonargparse import auto_cli
 from PIL import Image
 
+from unigs.evaluation.options import Scenes
 from unigs.records import UnigsError
 from unigs.report import PAPER, draw_svg, write_report
-from unigs.verbs.evaluate import Scenes, evaluate_models
+from unigs.verbs.evaluate import evaluate_models
 
 SCENES = Scenes(samples_per_task=4, resolution_px=64, batch_size=4, num_workers=0)
 
@@ -43,11 +45,33 @@ def test_numbers_stand_beside_the_papers(report):
     assert cells[-3:] == [tell(name) for name in ("class_miou", "class_macc", "class_pq")]
     (line,) = [row for row in text.split("Table 6")[1].splitlines() if "**floor-random**" in row]
     assert [cell.strip() for cell in line.strip("|").split("|")][-3:] == [""] * 3
-    assert "| CropFormer (paper) | 0.664 | 0.727 | 0.449 |" in text
     assert "pass --judges.inception_weights FILE" in text
     for table in PAPER:
         assert table.title in text
         assert all(len(values) <= len(table.columns) for _, values in table.rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, False),  # drawings at 64 px
+        ({"resolution_px": 512}, False),  # drawings
+        ({"licences": {"coco-panoptic-val": "CC BY 4.0"}}, False),  # small
+        ({"resolution_px": 512, "licences": {"coco-panoptic-val": "CC BY 4.0"}}, True),
+    ],
+)
+def test_the_papers_rows_stand_only_beside_pictures_like_its_own(report, tmp_path, changes, shown):
+    folder = tmp_path / "oracle"
+    shutil.copytree(report / "oracle", folder)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["data"]["resolution_px"] == 64
+    results["data"] |= changes
+    (folder / "results.json").write_text(json.dumps(results))
+    text = write_report(tmp_path, [folder])
+    assert ("| CropFormer (paper) | 0.664 | 0.727 | 0.449 |" in text) == shown
+    page = (tmp_path / "report.html").read_text()
+    assert ("CropFormer (paper)" in page) == shown
+    assert ("The paper's rows are left out" in text) != shown
 
 
 def test_models_are_compared_with_the_first(report):
@@ -98,10 +122,18 @@ def test_prompts_are_text_and_never_markup(report, tmp_path):
     assert "<script" not in (tmp_path / "report.html").read_text()
 
 
-def test_curves_end_where_their_values_are():
-    drawing = draw_svg("t", (0, 1), {"a": [0.0, 1.0], "b<": []})
+def test_curves_end_where_their_values_are_and_axes_say_what_they_are():
+    drawing = draw_svg("t<", "share", (0.5, 1.0), {"a": [0.0, 1.0], "b<": []})
     assert 'points="40.0,200.0 420.0,40.0"' in drawing
     assert "b&lt;" in drawing
+    assert "t&lt;" in drawing
+    root = ElementTree.fromstring(drawing)
+    ticks = [node for node in root.iter("text") if node.get("class") == "tick"]
+    told = lambda anchor: [node for node in ticks if node.get("text-anchor") == anchor]
+    x = {float(node.text): float(node.get("x")) for node in told("middle")}
+    y = {float(node.text): float(node.get("y")) - 4 for node in told("end")}
+    assert x == pytest.approx({v: 40 + (v - 0.5) / 0.5 * 380 for v in (0.5, 0.6, 0.7, 0.8, 0.9, 1)})
+    assert y == pytest.approx({v: 200 - v * 160 for v in (0, 0.2, 0.4, 0.6, 0.8, 1)})
 
 
 def test_the_signature_is_the_command_line(shards, tmp_path):

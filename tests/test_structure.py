@@ -27,7 +27,7 @@ ORDER = [
     ["codec"],
     ["tasks"],
     ["data"],
-    ["checkpoints"],
+    ["checkpoints", "sharding"],
     ["promises"],
     ["systems"],
     ["metrics"],

@@ -15,7 +15,7 @@ from test_gss import make_stages
 
 from unigs.cli import main
 from unigs.records import UnigsError
-from unigs.systems.gss.predictor import GSSPredictor
+from unigs.systems.gss.predictor import GSSPredictor, Settings
 from unigs.systems.load import load_predictor
 from unigs.systems.sampling import Sampling
 from unigs.tasks import write_prompt
@@ -122,7 +122,7 @@ def test_a_bad_picture_is_named_and_the_others_are_made(folder, photos, capsys, 
 
 
 def test_a_sibling_segments_names_its_masks_and_refuses_other_tasks(photos, capsys):
-    GSSPredictor(make_stages().eval(), 32).save("gss")
+    GSSPredictor(make_stages().eval(), Settings(32, 0.001)).save("gss")
     assert main(["segment", "photos", "--out", "out", "--model", "gss"]) == 0
     for name, size in SIZES.items():
         labels = read_labels("out")[name.rsplit(".", 1)[0].replace("/", "-")]

@@ -39,14 +39,13 @@ from unigs.codec.panoptic_ids import LEAST_PX, decode_panoptic, draw_ids
 from unigs.codec.regions import label_regions
 from unigs.metrics.segmentation import EntityQuality
 from unigs.synthetic.scenes import STUFF_IDS, THING_IDS, draw_scene, scene_seed
-from unigs.systems.folders import INDEX
 from unigs.systems.gss import coder as first_stage
 from unigs.systems.gss.coder import Coder, load_coder
 from unigs.systems.gss.painting import choose_painting
 from unigs.systems.gss.posterior import load_posterior
 from unigs.systems.gss.predictor import load_stages
 from unigs.tasks import ClassTable
-from unigs.weights import read_config
+from unigs.weights import INDEX, read_config
 
 SIZE_PX = 64
 CLASSES = {str(number): k for k, number in enumerate([*THING_IDS.values(), *STUFF_IDS.values()])}

@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from unigs.codec import decode_dichotomy, decode_kmeans, decode_refined
 from unigs.evaluation.judging import Judges
-from unigs.evaluation.protocol import InputLoader, Inputs
+from unigs.evaluation.options import Scenes
+from unigs.evaluation.protocol import InputLoader, Inputs, open_inputs
 from unigs.evaluation.run import evaluate
 from unigs.metrics.segmentation import EntityQuality
 from unigs.metrics.segmenter import load_segmenter
@@ -38,7 +39,6 @@ from unigs.report import tell_half
 from unigs.systems.load import load_predictor
 from unigs.systems.predictor import Predictor
 from unigs.systems.sampling import Sampling
-from unigs.verbs.evaluate import Scenes
 
 WORK = Path("runs/benchmark")
 OUT = WORK / "ablations"
@@ -171,7 +171,7 @@ def choose_inputs(tasks: list[str]) -> Inputs:
         tuple(tasks), SAMPLES, resolution_px=64, min_area=0.004, max_painted=25, batch_size=20,
         num_workers=0,
     )  # fmt: skip
-    return Inputs(*scenes.open([str(WORK / "shards")]))
+    return open_inputs(scenes, [str(WORK / "shards")])
 
 
 def score(

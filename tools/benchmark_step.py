@@ -17,6 +17,7 @@ import warnings
 from copy import deepcopy
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
 import lightning as L
 import torch
@@ -32,7 +33,7 @@ from unigs.records import Batch
 from unigs.shards import write_shards
 from unigs.synthetic import write_datasets
 from unigs.systems import UniGS
-from unigs.systems.joint.module import Compute
+from unigs.systems.joint.module import Compile, Compute
 from unigs.tasks import TaskOptions
 
 
@@ -133,7 +134,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64, help="of the pictures, px")
     parser.add_argument("--batch", type=int, default=8, help="samples a step")
     parser.add_argument("--steps", type=int, default=10, help="measured, after 3 of warm-up")
-    parser.add_argument("--compile", action="store_true", help="our UNet")
+    parser.add_argument("--compile", choices=get_args(Compile), default="none", help="our UNet")
     parser.add_argument("--checkpointing", action="store_true", help="of gradients, in both")
     told = parser.parse_args()
     warnings.filterwarnings("ignore")

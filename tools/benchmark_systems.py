@@ -43,6 +43,7 @@ MODELS = {
     "truth": "oracle",
     "UperNet judge": "mask2former=runs/benchmark/judge",
     "UniGS, four tasks (ships)": "tiny",
+    "UniGS, entities alone": "runs/entity-benchmark/model",
     "Pix2Seq-D": "runs/pix2seq-d-benchmark/model",
     "GSS-FF": "runs/gss-benchmark/model",
     "GSS-FT-W": "runs/gss-ft-w/model",

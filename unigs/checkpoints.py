@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import pickle
 import signal
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,24 +17,33 @@ from typing import Any, BinaryIO
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from unigs.files import is_pointer, new_file
+from unigs.files import new_file
 from unigs.records import UnigsError
 from unigs.runs import Run
-from unigs.weights import find_not_finite
+from unigs.weights import (
+    BadCheckpoint,
+    check_checkpoint,
+    find_not_finite,
+    find_trouble,
+    is_url,
+)
 
 LAST = "last.ckpt"
 RUN = "unigs_run"
 """Key of the run's options in a checkpoint."""
 
-_checked: set[tuple[str, int, int]] = set()  # files this process has checked: path, size, time
-
-
-class BadCheckpoint(UnigsError):
-    """A file that is no whole checkpoint of ours."""
-
 
 class NotFinite(UnigsError):
-    """A loss, a gradient or a weight that is NaN or infinite."""
+    """A loss, a gradient or a weight that is NaN or infinite.
+
+    Args:
+        words: what was expected, what came, where.
+        agreed: whether all ranks raise it at this very point, and so may wait for each other.
+    """
+
+    def __init__(self, words: str, agreed: bool = False) -> None:
+        super().__init__(words)
+        self.agreed = agreed
 
 
 @contextmanager
@@ -108,11 +116,6 @@ class CheckedIO(TorchCheckpointIO):
         return read_checkpoint(path, map_location)
 
 
-def is_url(path: str | Path) -> bool:
-    """Whether a checkpoint lies behind a URL."""
-    return "://" in str(path)
-
-
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """A checkpoint that was checked to the last byte.
 
@@ -123,18 +126,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     Raises:
         BadCheckpoint: none there; a URL; cut, damaged, empty, a Git LFS pointer or another file.
     """
-    if is_url(path):
-        raise BadCheckpoint(
-            f"expected a checkpoint file, got a URL, {path}: nothing is fetched and loaded in one "
-            "go; download it and pass the file"
-        )
-    file = Path(path)
-    if trouble := find_trouble(file):
-        others = [p.name for p in sorted(file.parent.glob("*.ckpt")) if p != file and p.is_file()]
-        beside = [name for name in others if not find_trouble(file.parent / name)]
-        hint = f"; whole ones beside it: {', '.join(beside)}" if beside else ""
-        raise BadCheckpoint(f"expected a whole checkpoint, got {trouble}, at {file}{hint}")
-    return _load(file, map_location)
+    return _load(check_checkpoint(path), map_location)
 
 
 def _load(file: Path, map_location: Any, mmap: bool = False) -> dict[str, Any]:
@@ -151,33 +143,6 @@ def _load(file: Path, map_location: Any, mmap: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise BadCheckpoint(f"expected a checkpoint of unigs fit, got another file, at {file}")
     return content
-
-
-def find_trouble(file: Path) -> str:
-    """What is wrong with a file that should be a checkpoint, in words; empty if it is whole."""
-    try:
-        if file.is_dir():
-            return "a folder"
-        stat = file.stat()
-        if not stat.st_size:
-            return "an empty file"
-        key = str(file.resolve()), stat.st_size, stat.st_mtime_ns
-        if key in _checked:
-            return ""
-        if is_pointer(file):
-            return "a Git LFS pointer instead of the file (git lfs pull)"
-        if not zipfile.is_zipfile(file):
-            return "a file that is cut, or no checkpoint"
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-    except FileNotFoundError:
-        return "nothing"
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
-        return f"a damaged file ({error})"
-    if damaged:
-        return f"a damaged file (checksum of {damaged})"
-    _checked.add(key)
-    return ""
 
 
 def find_last(folders: Iterable[Path], run: Run) -> tuple[Path | None, list[str]]:

@@ -43,6 +43,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "inpaint, synthesise, find or segment",
     ),
     "evaluate": ("unigs.verbs.evaluate:evaluate_models", "the paper's tables for any models"),
+    "evaluate clips": ("unigs.verbs.clips:evaluate_on_clips", "J&F of models that follow a clip"),
     "demo": ("unigs.demo.serve:serve_page", "the tasks as a page in a browser"),
     "doctor": ("unigs.verbs.doctor:report_health", "look for common trouble and say what to do"),
 }
@@ -51,6 +52,19 @@ TRAINING = {
     "validate": "score a checkpoint on the validation set",
     "test": "evaluate a checkpoint by the fixed protocol",
 }
+
+TRAINING_HELP = """usage: unigs {verb} --config FILE [--config OVERLAY] [--DOTTED.KEY VALUE ...]
+
+{line}
+
+  --config FILE          what to do, in YAML; a later file changes an earlier one
+  --trainer.max_steps N  any key of a config by its dotted name; it changes the files
+  --ckpt_path last       the newest whole checkpoint of the run, or a file
+  --print_config         print the whole config with every default
+
+Every option: unigs {verb} --config FILE --help (imports torch and takes a while).
+Those of one class: --model.help unigs.systems.UniGS, --data.help unigs.data.UniGSData.
+"""
 
 INSTEAD = {"predict": "segment"}
 """Verbs that people know from elsewhere."""
@@ -111,7 +125,13 @@ def read_examples(function: Callable) -> str:
 
 
 def run_training(words: Sequence[str]) -> int:
-    """LightningCLI with any model and data class; returns the exit code."""
+    """LightningCLI with any model and data class; returns the exit code.
+
+    Help alone is answered here, at once; with a config it is LightningCLI's, of every option.
+    """
+    if words[1:] in (["--help"], ["-h"]):
+        print(TRAINING_HELP.format(verb=words[0], line=TRAINING[words[0]]))
+        return 0
     from unigs.verbs.fit import run_lightning
 
     return run_lightning(list(words))

@@ -84,7 +84,21 @@ def stack_samples(samples: Sequence[TaskSample]) -> Batch:
         ignored=stack("ignored"),
         coarse_mask=stack("coarse_mask")[:, None],
         largest=max(int(s.labels.max()) for s in samples),
+        **stack_past(samples),
     )
+
+
+def stack_past(samples: Sequence[TaskSample]) -> dict[str, Any]:
+    """``past`` and ``gone`` of a batch; nothing if no sample is a frame of a clip."""
+    frames = [s.past for s in samples if s.past is not None]
+    if not frames:
+        return {}
+    most = max(map(len, frames))
+    past = np.zeros((len(samples), most, *samples[0].labels.shape), np.int32)
+    for row, sample in zip(past, samples, strict=True):
+        if sample.past is not None:
+            row[: len(sample.past)] = sample.past
+    return {"past": torch.from_numpy(past), "gone": [s.gone for s in samples]}
 
 
 def stack_made(made: Sequence[Made]) -> Batch:
@@ -240,6 +254,7 @@ class UniGSData(L.LightningDataModule):
         """
         dataset = self.make_dataset(self.train_split, augment=True, ratios=self.task_ratios)
         pictures, load = sum(map(len, dataset.manifests.values())), self.loading
+        rank, world = self._place()
         if self._position is None and self.trainer is not None:
             self._position = self.state_dict() or None
         self._stream = StreamLoader(
@@ -247,8 +262,8 @@ class UniGSData(L.LightningDataModule):
             stack_samples,
             global_batch_size=load.global_batch_size,
             steps_per_epoch=load.steps_per_epoch or max(1, pictures // load.global_batch_size),
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
+            rank=rank,
+            world_size=world,
             num_workers=load.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
@@ -264,9 +279,7 @@ class UniGSData(L.LightningDataModule):
             UnigsError: fewer samples than ranks.
         """
         dataset = self.make_held_out(self.validation)
-        rank, world = (
-            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        )
+        rank, world = self._place()
         batches = list_batches(dataset.plan, self.validation, world)
         return DataLoader(
             dataset,
@@ -275,6 +288,11 @@ class UniGSData(L.LightningDataModule):
             num_workers=min(1, self.loading.num_workers),
             timeout=LOADER_TIMEOUT_S if self.loading.num_workers else 0,
         )
+
+    def _place(self) -> tuple[int, int]:
+        """Which part of the data is this process's, of how many: the strategy knows its mesh."""
+        told = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
+        return told.get("rank", 0), told.get("num_replicas", 1)
 
     def make_held_out(self, held_out: HeldOut) -> StreamDataset:
         """Index -> sample of a fixed set, its tasks in equal parts."""

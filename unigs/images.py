@@ -220,6 +220,30 @@ def decode_image(data: bytes) -> np.ndarray:
     return pixels
 
 
+def count_frames(data: bytes) -> int:
+    """Frames of a file, 1 of a still picture.
+
+    Raises:
+        UnreadableImage: not a picture of ``FORMATS``.
+    """
+    with open_image(data) as image:
+        return getattr(image, "n_frames", 1)
+
+
+def decode_frames(data: bytes, start: int = 0) -> Iterator[np.ndarray]:
+    """Frames of an animated file from one on, uint8 [H, W, 3], one in memory at a time.
+
+    Raises:
+        UnreadableImage: as :func:`decode_picture`; the frames before have been given.
+    """
+    with open_image(data) as image:
+        for number in range(start, getattr(image, "n_frames", 1)):
+            image.seek(number)
+            _check_size(image)
+            image.load()
+            yield np.array(_convert(image))
+
+
 def read_header(data: bytes) -> Header:
     """Size, orientation and format without decoding pixels.
 

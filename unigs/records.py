@@ -109,6 +109,20 @@ class Entity:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Past:
+    """What a frame of a clip knows of the frames before it: their labels, and not their pictures.
+
+    Attributes:
+        labels: uint16 [P, H, W], the nearest frame first, numbered as the frame's own labels are; 0
+            where no entity is known, everywhere where there is no such frame.
+        gone: entities of those frames that the frame itself does not show, numbered on from its.
+    """
+
+    labels: np.ndarray
+    gone: tuple[Entity, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Annotated:
     """A picture and its entities, as any data set gives them and as a shard stores them.
 
@@ -120,6 +134,7 @@ class Annotated:
         entities: sorted by label.
         unlabelled: what label 0 means here.
         source: the data set, e.g. ``"coco-panoptic"``.
+        past: of a frame of a clip; None of a picture.
     """
 
     key: str
@@ -128,6 +143,7 @@ class Annotated:
     entities: tuple[Entity, ...]
     unlabelled: Unlabelled
     source: str
+    past: Past | None = None
 
     @property
     def height(self) -> int:
@@ -153,6 +169,8 @@ class TaskSample:
         prompt: the words of Table 2.
         asked: the names in the prompt, negatives included; also where the prompt was dropped.
         names: spoken category of label k at ``names[k - 1]``.
+        past: int32 [P, H, W], labels of the frames before, the nearest first; None of a picture.
+        gone: spoken categories of the labels that follow on ``names`` and occur in ``past`` alone.
     """
 
     key: str
@@ -166,6 +184,8 @@ class TaskSample:
     prompt: str
     asked: tuple[str, ...]
     names: tuple[str, ...]
+    past: np.ndarray | None = None
+    gone: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -179,6 +199,8 @@ class Batch:
         image: uint8 [B, 3, H, W]. labels: int32 [B, H, W].
         ignored: bool [B, H, W]. coarse_mask: bool [B, 1, H, W].
         largest: the largest label, so that no device is asked for it; None: not known.
+        past: int32 [B, P, H, W], zeros of a picture among frames; None if no sample is a frame.
+        gone: of each sample; empty if no sample is a frame.
     """
 
     keys: list[str]
@@ -193,6 +215,8 @@ class Batch:
     ignored: torch.Tensor
     coarse_mask: torch.Tensor
     largest: int | None = None
+    past: torch.Tensor | None = None
+    gone: list[tuple[str, ...]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -210,7 +234,7 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        pixels = ("image", "labels", "ignored", "coarse_mask")
+        pixels = ["image", "labels", "ignored", "coarse_mask"] + ["past"] * (self.past is not None)
         changed: dict[str, Any] = {name: change(getattr(self, name)) for name in pixels}
         return replace(self, **changed)
 

@@ -10,21 +10,21 @@ differs from the first on the same pictures.
 from __future__ import annotations
 
 import base64
-import html
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
 from unigs.evaluation.intervals import compare_results
-from unigs.evaluation.tables import PAPER, Column, Table
+from unigs.evaluation.tables import PAPER, Column, Table, is_papers
 from unigs.files import read_inside, write_json, write_text
 from unigs.records import UnigsError, show
 
 NOTES = (
-    "Rows marked (paper) are the paper's, which names neither backbone nor scale of its CLIP score "
-    "and defines neither mIoU nor recall; compare our rows with each other first.",
     "Oracles know the truth and lose what palette, decoder and VAE lose; floors know nothing. "
     "A model is read between the two.",
     "Figures of classes are of models that name their masks.",
@@ -32,19 +32,28 @@ NOTES = (
     "in bold has an interval that leaves out 0, as one in twenty does by chance. Neither covers "
     "another training run or another seed of the inputs.",
 )
+PAPERS = (
+    "Rows marked (paper) are the paper's, which names neither backbone nor scale of its CLIP score "
+    "and defines neither mIoU nor recall; compare our rows with each other first."
+)
+OTHERS = (
+    "The paper's rows are left out: they are of COCO, Open Images and EntitySeg at 512 px, and "
+    "these pictures are not."
+)
 DIFFERENCES = "differences.json"
-STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;color:#222}
-body{margin:2rem auto;max-width:1100px;padding:0 1rem}
-table{border-collapse:collapse;margin:.5rem 0 1.5rem;font-variant-numeric:tabular-nums}
-td{white-space:nowrap}
-th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}
-th:first-child,td:first-child{text-align:left}
-tr.paper{color:#777} tr.ours{font-weight:600}
-.wide{overflow-x:auto} figure{margin:0 0 1rem} figcaption{color:#555;font-size:13px}
-figure img{max-width:100%;height:auto;image-rendering:pixelated}
-.curves{display:flex;flex-wrap:wrap} svg{max-width:48%;height:auto}
-"""
+PAGES = Environment(
+    loader=PackageLoader("unigs", "assets/templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    finalize=lambda value: show(value) if type(value) is str else value,
+)
+"""Templates; text from data is shown as itself, whatever it holds."""
+
+TICKS = 5
+"""Steps of an axis."""
+
 INK = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
 
 
@@ -55,11 +64,6 @@ _MARKS = re.compile(r"([\\`|<>*\[\]])")
 def escape_markdown(text: object) -> str:
     """Text from data as itself in a cell or a line of Markdown."""
     return _MARKS.sub(r"\\\1", show(text))
-
-
-def escape_html(text: object) -> str:
-    """Text from data as itself in HTML."""
-    return html.escape(show(text))
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -109,7 +113,8 @@ def write_report(out: Path, folders: Sequence[Path]) -> str:
 def fill_table(table: Table, models: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[str]]]:
     """Lines of a table: ``paper`` or ``ours``, name, cells."""
     lines = []
-    for name, values in table.rows:
+    papers = table.rows if all(is_papers(model) for model in models) else ()
+    for name, values in papers:
         padded = [*values, *[None] * (len(table.columns) - len(values))]
         cells = [_tell(value, column) for value, column in zip(padded, table.columns)]
         lines.append(("paper", f"{name} (paper)", cells))
@@ -144,7 +149,7 @@ def fill_differences(
 
 def list_facts(models: Sequence[dict[str, Any]]) -> list[str]:
     """What a reader must know besides the numbers."""
-    facts = [*NOTES]
+    facts = [PAPERS if all(map(is_papers, models)) else OTHERS, *NOTES]
     for model in models:
         counts = {task: int(groups["all"]["pictures"]) for task, groups in model["figures"].items()}
         speeds = {
@@ -174,7 +179,7 @@ def render_markdown(models: Sequence[dict[str, Any]]) -> str:
         for kind, name, cells in fill_table(table, models):
             told = escape_markdown(name)
             rows.append([f"**{told}**" if kind == "ours" else told, *cells])
-        parts.append(f"## {table.title}\n\n{_join_markdown(rows)}")
+        parts.append(f"## {table.title}\n\n{join_rows(rows)}")
         if differences := fill_differences(table, models):
             bold = [
                 [escape_markdown(name), *(f"**{t}**" if differs else t for t, differs in cells)]
@@ -182,117 +187,93 @@ def render_markdown(models: Sequence[dict[str, Any]]) -> str:
             ]
             first = escape_markdown(models[0]["model"])
             parts.append(f"Less {first}, on the same pictures:")
-            parts.append(_join_markdown([*rows[:2], *bold]))
+            parts.append(join_rows([*rows[:2], *bold]))
     parts.append("\n".join(f"- {escape_markdown(fact)}" for fact in list_facts(models)))
     return "\n\n".join(parts) + "\n"
 
 
 def render_html(models: Sequence[dict[str, Any]]) -> str:
     """One page: tables, curves, pictures; nothing outside of it is needed."""
-    inputs = escape_html(models[0]["inputs"][:16])
-    parts = [f"<h1>UniGS evaluation</h1><p>Inputs <code>{inputs}</code>.</p>"]
-    for table in _tables_of(models):
-        parts.append(f"<h2>{escape_html(table.title)}</h2>")
-        titles = "".join(f"<th>{escape_html(column.title)}</th>" for column in table.columns)
-        lines = "".join(
-            f'<tr class="{kind}"><td>{escape_html(name)}</td>'
-            + "".join(f"<td>{cell}</td>" for cell in cells)
-            + "</tr>"
-            for kind, name, cells in fill_table(table, models)
-        )
-        head = f"<tr><th>model</th>{titles}</tr>"
-        parts.append(f'<div class="wide"><table>{head}{lines}</table></div>')
-        if differences := fill_differences(table, models):
-            rows = "".join(_render_difference(name, cells) for name, cells in differences)
-            first = escape_html(models[0]["model"])
-            parts.append(f"<p>Less {first}, on the same pictures:</p>")
-            parts.append(f'<div class="wide"><table>{head}{rows}</table></div>')
-        parts.append(_render_curves(table.task, models))
-        parts += [_render_pictures(table.task, model) for model in models]
-    facts = "".join(f"<li>{escape_html(fact)}</li>" for fact in list_facts(models))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>UniGS evaluation</title><style>{STYLE}</style></head><body>"
-        + "".join(parts)
-        + f"<h2>Notes</h2><ul>{facts}</ul></body></html>\n"
+    tables = [
+        {
+            "title": table.title,
+            "shown": table.shown,
+            "columns": [column.title for column in table.columns],
+            "rows": fill_table(table, models),
+            "differences": fill_differences(table, models),
+            "plots": draw_curves(table.task, models),
+            "pictures": [(m["model"], list(_read_pictures(table.task, m))) for m in models],
+        }
+        for table in _tables_of(models)
+    ]
+    return PAGES.get_template("report.html").render(
+        inputs=models[0]["inputs"][:16],
+        first=models[0]["model"],
+        tables=tables,
+        facts=list_facts(models),
     )
 
 
-def draw_svg(title: str, x: tuple[float, float], curves: dict[str, list[float]]) -> str:
-    """Curves over an even x axis as inline SVG.
+def draw_curves(task: str, models: Sequence[dict[str, Any]]) -> list[Markup]:
+    """The plots of one task, with a curve for each model that has one."""
+    mine = {m["model"]: m["curves"][task] for m in models if task in m["curves"]}
+    if not mine:
+        return []
+    recall = {name: curves["recall"] for name, curves in mine.items() if curves["recall"]}
+    ratings = {name: curves["ratings"] for name, curves in mine.items()}
+    return [
+        draw_svg("recall", "IoU threshold", (0.5, 0.95), recall),
+        draw_svg("score of a picture", "% of pictures, worst to best", (0, 100), ratings),
+    ]
+
+
+def draw_svg(
+    title: str, axis: str, x: tuple[float, float], curves: dict[str, list[float]]
+) -> Markup:
+    """Curves over an even x axis as inline SVG, with ticks and a legend.
 
     Args:
-        title: above the plot.
-        x: first and last value of the axis.
-        curves: by name, values at even places.
+        title: above the plot: what the y axis is.
+        axis: what the x axis is.
+        x: first and last value of it.
+        curves: by name, values at even places; the y axis goes from 0 to 1, or as far as they do.
     """
     width, height, edge = 460, 240, 40
     top = max([1.0, *(value for curve in curves.values() for value in curve)])
-    lines = []
-    for place, (name, curve) in enumerate(curves.items()):
-        ink = INK[place % len(INK)]
-        step = (width - 2 * edge) / max(1, len(curve) - 1)
-        points = " ".join(
-            f"{edge + i * step:.1f},{height - edge - v / top * (height - 2 * edge):.1f}"
-            for i, v in enumerate(curve)
-        )
-        lines.append(f'<polyline fill="none" stroke="{ink}" stroke-width="2" points="{points}"/>')
-        lines.append(
-            f'<text x="{width - edge + 6}" y="{edge + 16 * place}" fill="{ink}" font-size="12">'
-            f"{escape_html(name)}</text>"
-        )
-    axis = (
-        f'<path d="M{edge} {edge}V{height - edge}H{width - edge}" fill="none" stroke="#999"/>'
-        f'<text x="{edge}" y="{height - edge + 16}" font-size="12">{x[0]:g}</text>'
-        f'<text x="{width - edge}" y="{height - edge + 16}" font-size="12" text-anchor="end">'
-        f"{x[1]:g}</text>"
-        f'<text x="{edge - 6}" y="{edge + 4}" font-size="12" text-anchor="end">{top:.3g}</text>'
-        f'<text x="{edge - 6}" y="{height - edge}" font-size="12" text-anchor="end">0</text>'
-        f'<text x="{edge}" y="20" font-size="13">{escape_html(title)}</text>'
+    across = lambda share: round(edge + share * (width - 2 * edge), 1)
+    up = lambda share: round(height - edge - share * (height - 2 * edge), 1)
+    shares = [k / TICKS for k in range(TICKS + 1)]
+    lines = {
+        name: [(across(k / max(1, len(curve) - 1)), up(v / top)) for k, v in enumerate(curve)]
+        for name, curve in curves.items()
+    }
+    svg = PAGES.get_template("curves.svg").render(
+        title=title,
+        axis=axis,
+        left=edge,
+        right=width - edge,
+        upper=edge,
+        lower=height - edge,
+        width=width + 120,
+        height=height,
+        across=[(across(s), f"{x[0] + s * (x[1] - x[0]):.3g}") for s in shares],
+        up=[(up(s), f"{s * top:.3g}") for s in shares],
+        lines=[(name, INK[k % len(INK)], points) for k, (name, points) in enumerate(lines.items())],
     )
-    full = width + 120
-    return (
-        f'<svg viewBox="0 0 {full} {height}" width="{full}" role="img">{axis}{"".join(lines)}</svg>'
-    )
+    return Markup(svg)
 
 
-def _join_markdown(rows: Sequence[Sequence[str]]) -> str:
+def join_rows(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as a table in Markdown; the second holds its alignment."""
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _render_difference(name: str, cells: Sequence[tuple[str, bool]]) -> str:
-    told = "".join(f"<td>{f'<b>{text}</b>' if bold else text}</td>" for text, bold in cells)
-    return f'<tr class="difference"><td>{escape_html(name)}</td>{told}</tr>'
-
-
-def _render_curves(task: str, models: Sequence[dict[str, Any]]) -> str:
-    mine = {m["model"]: m["curves"][task] for m in models if task in m["curves"]}
-    recall = {name: curves["recall"] for name, curves in mine.items() if curves["recall"]}
-    ratings = {name: curves["ratings"] for name, curves in mine.items()}
-    return (
-        '<div class="curves">'
-        + draw_svg("recall over IoU threshold", (0.5, 0.95), recall)
-        + draw_svg("score per picture, worst to best, in % of pictures", (0, 100), ratings)
-        + "</div>"
-    )
-
-
-def _render_pictures(task: str, model: dict[str, Any]) -> str:
-    picks = model["picks"].get(task, [])
-    if not picks:
-        return ""
-    figures = []
-    for pick in picks:
+def _read_pictures(task: str, model: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Caption and JPEG in base64 of each picture that a model's results pick."""
+    for pick in model["picks"].get(task, []):
         bytes_ = read_inside(model["folder"], pick["picture"], MAX_PICTURE_BYTES)
         caption = f"{pick['part']} {pick['rating']:.3f}: {pick['prompt']} ({pick['key']})"
-        figures.append(
-            f'<figure><img alt="{escape_html(caption)}" '
-            f'src="data:image/jpeg;base64,{base64.b64encode(bytes_).decode()}">'
-            f"<figcaption>{escape_html(caption)}</figcaption></figure>"
-        )
-    title = f"{model['model']}: condition, image, colormap, decoded masks, ground truth"
-    return f"<h3>{escape_html(title)}</h3>" + "".join(figures)
+        yield caption, base64.b64encode(bytes_).decode()
 
 
 def _tables_of(models: Sequence[dict[str, Any]]) -> list[Table]:

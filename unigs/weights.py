@@ -1,12 +1,14 @@
 """Weights and configs on disk, checked before and after another library's loader sees them.
 
 In: files that people bring: missing, cut, empty, pointers, damaged, or of another network. Out:
-stock modules, whole and finite, or words that name the file. Nothing here reaches the network.
+stock modules, whole and finite, or words that name the file. Nothing here reaches the network,
+and torch is imported only to read tensors.
 """
 
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +22,13 @@ from unigs.records import UnigsError
 if TYPE_CHECKING:
     import torch
 
-SHIPPED = {"tiny": "pipeline", "pix2seq-d": "pix2seq-d"}
-"""Models that come with the package, made for 64 px synthetic scenes -> folder in ``assets``."""
+INDEX, DIGESTS = "model_index.json", "digests.json"
+"""Of a model's folder: what it is, and the sha256 of every part."""
+
+SHIPPED = {"tiny": "pipeline", "pix2seq-d": "pix2seq-d", "gss": "gss", "vq": "vq"}
+"""Weights that come with the package, made for 64 px synthetic scenes -> folder in ``assets``:
+three models, and the posterior of GSS.
+"""
 
 MAX_CONFIG_BYTES = 64 << 20
 """A vocabulary takes a few megabytes, a config some kilobytes."""
@@ -31,6 +38,13 @@ MAX_LAYERS = 1000
 """Larger numbers in a config are damage, and would take the machine's memory or an hour."""
 
 _UNPICKLED = (".bin", ".ckpt", ".pt", ".pth")
+
+
+_checked: set[tuple[str, int, int]] = set()  # files this process has checked: path, size, time
+
+
+class BadCheckpoint(UnigsError):
+    """A file that is no whole checkpoint of ours."""
 
 
 @contextmanager
@@ -63,6 +77,16 @@ def locate_shipped(name: str | Path) -> Path:
     if str(name) not in SHIPPED or folder.exists():
         return folder
     return Path(__file__).parent / "assets" / SHIPPED[str(name)]
+
+
+def check_target(target: Path) -> None:
+    """Refuse to replace anything but a model's folder.
+
+    Raises:
+        UnigsError: something else lies there.
+    """
+    if target.exists() and not (target / INDEX).exists():
+        raise UnigsError(f"expected a pipeline or nothing at {target}, found other files")
 
 
 def check_file(path: Path) -> None:
@@ -224,3 +248,55 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: Path | str)
     """
     if name := find_not_finite(tensors):
         raise UnigsError(f"expected finite weights, got NaN or infinity in {name}, at {where}")
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether a checkpoint lies behind a URL."""
+    return "://" in str(path)
+
+
+def check_checkpoint(path: str | Path) -> Path:
+    """A checkpoint's file, every byte of it checked; no tensor is read.
+
+    Raises:
+        BadCheckpoint: none there; a URL; cut, damaged, empty or a Git LFS pointer.
+    """
+    if is_url(path):
+        raise BadCheckpoint(
+            f"expected a checkpoint file, got a URL, {path}: nothing is fetched and loaded in one "
+            "go; download it and pass the file"
+        )
+    file = Path(path)
+    if trouble := find_trouble(file):
+        others = [p.name for p in sorted(file.parent.glob("*.ckpt")) if p != file and p.is_file()]
+        beside = [name for name in others if not find_trouble(file.parent / name)]
+        hint = f"; whole ones beside it: {', '.join(beside)}" if beside else ""
+        raise BadCheckpoint(f"expected a whole checkpoint, got {trouble}, at {file}{hint}")
+    return file
+
+
+def find_trouble(file: Path) -> str:
+    """What is wrong with a file that should be a checkpoint, in words; empty if it is whole."""
+    try:
+        if file.is_dir():
+            return "a folder"
+        stat = file.stat()
+        if not stat.st_size:
+            return "an empty file"
+        key = str(file.resolve()), stat.st_size, stat.st_mtime_ns
+        if key in _checked:
+            return ""
+        if is_pointer(file):
+            return "a Git LFS pointer instead of the file (git lfs pull)"
+        if not zipfile.is_zipfile(file):
+            return "a file that is cut, or no checkpoint"
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except FileNotFoundError:
+        return "nothing"
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+        return f"a damaged file ({error})"
+    if damaged:
+        return f"a damaged file (checksum of {damaged})"
+    _checked.add(key)
+    return ""

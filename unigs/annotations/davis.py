@@ -8,15 +8,18 @@ before it, if its key says so. An object keeps its annotation id in all frames o
 An annotation is a palette PNG whose index is the object, 1 to 254 (2017; 255 is void there, as in
 the unsupervised annotations), or a grey one, where 255 is the one object (2016). Label 0 is
 background: the objects of a clip are given. A frame in which no object is seen is a sample without
-entities, so that a clip has no hole.
+entities, so that a clip has no hole. A frame brings the labels of the two before it
+(``records.Past``): what a frame is does not depend on when the others are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+
+import numpy as np
 
 from unigs import images as pictures
 from unigs.annotations import base, names
@@ -31,7 +34,7 @@ from unigs.annotations.pairs import (
     require_maps,
 )
 from unigs.files import decode_text, explain_errors
-from unigs.records import Annotated, Skips, UnigsError
+from unigs.records import Annotated, Entity, Past, Skips, UnigsError
 
 LICENCE = "DAVIS: BSD 3-clause, as its authors state"
 SETS = ("2017", "2016", "480p")
@@ -40,6 +43,7 @@ SETS = ("2017", "2016", "480p")
 RESOLUTIONS = ("480p", "Full-Resolution", "1080p")
 OBJECT = Category(id="1", name="object", is_thing=True)
 VOID_ID = 255
+PAST_FRAMES = 2
 FRAME_DIGITS = 5
 MAX_CLIP_LETTERS = base.MAX_KEY_LETTERS - FRAME_DIGITS - 1
 MAX_LIST_BYTES = 1 << 24
@@ -107,14 +111,67 @@ class Davis(PairedMaps):
         pair = self.index.pairs[i]
         where = str(self.maps / pair.map)
         data, header = self.read_picture(i)
-        png = names.read_first(self.maps, [pair.map], "annotation")
+        labels, entities = self.read_map(i)
+        size = labels.shape[1], labels.shape[0]
+        data = base.fit_picture(data, header, size, where)
+        self.check_size(i, size, where)
+        past = self.read_past(i, entities, size)
+        return Annotated(pair.key, data, labels, entities, "background", self.name, past)
+
+    def read_map(self, i: int) -> tuple[np.ndarray, tuple[Entity, ...]]:
+        """Labels uint16 [H, W] and entities of frame ``i``.
+
+        Raises:
+            Unusable: its annotation is none.
+        """
+        name = self.index.pairs[i].map
+        where = str(self.maps / name)
+        png = names.read_first(self.maps, [name], "annotation")
         with open_map(png, ("P", "L", "1"), "annotation", where) as ids:
-            data = base.fit_picture(data, header, ids.size, where)
-            self.check_size(i, ids.size, where)
             rows = partial(read_rows, ids)
             tags = list_tags(list_ids(rows, ids.size), ids.mode == "P")
-            labels, entities = paint_ids(rows, ids.size, tags, where)
-        return Annotated(pair.key, data, labels, entities, "background", self.name)
+            return paint_ids(rows, ids.size, tags, where)
+
+    def inputs(self, i: int) -> list[Path]:
+        before = [self.maps / self.index.pairs[k].map for k in self.find_before(i) if k is not None]
+        return [*super().inputs(i), *before]
+
+    def find_before(self, i: int) -> list[int | None]:
+        """Places of the frames whose numbers are one and two below, None where there is none."""
+        clip, number = split_key(self.index.pairs[i].key)
+        known = {self.index.pairs[k].key: k for k in range(max(0, i - PAST_FRAMES), i)}
+        keys = [f"{clip}-{number - back:0{FRAME_DIGITS}d}" for back in range(1, PAST_FRAMES + 1)]
+        return [known.get(key) for key in keys]
+
+    def read_past(self, i: int, entities: Sequence[Entity], size: tuple[int, int]) -> Past:
+        """The objects of the frames before, by the labels that frame ``i`` gives them.
+
+        Of a frame that cannot be read, or is of another size, nothing is known; it is counted as
+        the sample that it would be itself.
+
+        Args:
+            i: the frame.
+            entities: its own; objects that it does not show are numbered on from them.
+            size: its (width, height).
+        """
+        numbers = {entity.annotation_id: entity.label for entity in entities}
+        gone: list[Entity] = []
+        maps = np.zeros((PAST_FRAMES, size[1], size[0]), np.uint16)
+        for row, k in zip(maps, self.find_before(i), strict=True):
+            if k is None:
+                continue
+            try:
+                labels, shown = self.read_map(k)
+            except Unusable:
+                continue
+            if labels.shape != row.shape:
+                continue
+            for entity in shown:
+                if entity.annotation_id not in numbers:
+                    number = numbers[entity.annotation_id] = len(numbers) + 1
+                    gone.append(replace(entity, label=number))
+            row[...] = np.asarray([0, *(numbers[e.annotation_id] for e in shown)])[labels]
+        return Past(maps, tuple(gone))
 
     @cached_property
     def starts(self) -> dict[str, int]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
 
-from unigs.evaluation.judging import JudgeFiles, load_judges
+from unigs.evaluation.judging import load_judges
+from unigs.evaluation.options import JudgeFiles
 from unigs.evaluation.protocol import InputLoader, Inputs
 from unigs.evaluation.run import Evaluator
 from unigs.report import write_report

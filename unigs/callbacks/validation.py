@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 
+import numpy as np
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from PIL import Image
 
 from unigs.evaluation.judging import sheet_row
 from unigs.metrics.segmentation import EntityQuality
@@ -20,6 +23,20 @@ def compute_together(quality: EntityQuality) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a metric without an update
         return {name: float(value) for name, value in quality.compute().items()}
+
+
+def log_panel(logger: Logger, key: str, panel: np.ndarray, step: int) -> None:
+    """Show a panel in any logger of Lightning that takes pictures; others go without.
+
+    Args:
+        logger: with ``log_image(key, images, step=)`` (Weights & Biases) or an experiment with
+            ``add_image`` (TensorBoard).
+        key, panel, step: uint8 [3, H, W] under a name, at an optimiser step.
+    """
+    if hasattr(logger, "log_image"):
+        logger.log_image(key, [Image.fromarray(panel.transpose(1, 2, 0))], step=step)
+    elif hasattr(logger.experiment, "add_image"):
+        logger.experiment.add_image(key, panel, step)
 
 
 class SampledValidation(Callback):
@@ -72,6 +89,7 @@ class SampledValidation(Callback):
             self._rows[task].append(sheet_row(batch, prediction, place, list(answers.values())[1:]))
 
     def on_validation_epoch_end(self, trainer, pl_module) -> None:
+        del self._predictor  # of adapters it holds a merged network
         titles = [*SHEET_TITLES[:-1], *self._others, SHEET_TITLES[-1]]
         for (task, suffix), quality in self._quality.items():
             for name, value in compute_together(quality).items():
@@ -81,5 +99,4 @@ class SampledValidation(Callback):
             if self._rows[task] and trainer.is_global_zero:
                 sheet = draw_sheet(titles, self._rows[task])
                 for logger in trainer.loggers:
-                    if hasattr(logger.experiment, "add_image"):
-                        logger.experiment.add_image(f"val/{task}", sheet, trainer.global_step)
+                    log_panel(logger, f"val/{task}", sheet, trainer.global_step)

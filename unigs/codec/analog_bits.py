@@ -116,7 +116,7 @@ def decode_bits(
     Raises:
         BitsError: wrong shape or dtype.
 
-    Example:
+    Examples:
         >>> maps = torch.tensor([[[6]]]), torch.tensor([[[200]]])
         >>> [int(m) for m in decode_bits(encode_bits(*maps, BitCode()), BitCode())]
         [6, 200]

@@ -19,6 +19,7 @@ from unigs.evaluation.judging import TALLIES
 from unigs.metrics.average_precision import summarise_detections
 from unigs.metrics.bootstrap import draw_weights
 from unigs.metrics.classes import rate_pixels, rate_segments, sum_tallies
+from unigs.metrics.clips import ClipQuality
 from unigs.metrics.overlaps import to_grid
 from unigs.metrics.segmentation import EntityQuality
 
@@ -75,6 +76,8 @@ def weigh_rows(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
     """
     if not rows:
         return {}
+    if "clip" in rows[0]:
+        return _weigh_tallies(ClipQuality, [row["clip"] for row in rows], weights)
     figures: dict[str, np.ndarray] = {}
     for name, kind in TALLIES.items():
         figures |= _weigh_tallies(kind, [row[name] for row in rows], weights)

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from unigs.evaluation.options import JudgeFiles
 from unigs.evaluation.protocol import digest_item
 from unigs.files import hash_file
 from unigs.metrics.average_precision import measure_detections
@@ -86,27 +87,6 @@ class Judges:
             "recognised": (self.segmenter, "--judges.segmenter FOLDER"),
         }
         return {figure: hint for figure, (judge, hint) in hints.items() if judge is None}
-
-
-@dataclass(frozen=True)  # no slots: the command line reads its fields
-class JudgeFiles:
-    """Weights of the networks that judge pictures; what is not given is left out and named.
-
-    Args:
-        inception_weights: FID's network, inception-2015-12-05.pt.
-        clip_weights: an open_clip checkpoint file for the CLIP score, or a folder with its config.
-        clip_backbone: open_clip's name of that network.
-        clip_download: tag of the weights to download instead, e.g. openai.
-        segmenter: folder or hub id of the Mask2Former that judges synthesis.
-        allow_download: baselines and segmenter may come from the hub.
-    """
-
-    inception_weights: str | None = None
-    clip_weights: str | None = None
-    clip_backbone: str = "ViT-L-14-quickgelu"
-    clip_download: str | None = None
-    segmenter: str | None = None
-    allow_download: bool = False
 
 
 def load_judges(files: JudgeFiles, device: str = "cpu") -> Judges:

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from unigs.data import HeldOut, UniGSData, list_batches, stack_samples
+from unigs.data import JOINT_SOURCES, HeldOut, Loading, UniGSData, list_batches, stack_samples
+from unigs.evaluation.options import Scenes
 from unigs.plan import Plan
 from unigs.records import Batch, UnigsError
 from unigs.streams import CollateMade, StreamDataset
+from unigs.tasks import TaskOptions
 
 VERSION = 1
 
@@ -39,6 +41,20 @@ class Inputs:
     data: UniGSData
     held_out: HeldOut
     protocol: str | Path | None = None
+
+
+def open_inputs(scenes: Scenes, shards: list[str], protocol: str | Path | None = None) -> Inputs:
+    """The inputs that were asked for, of folders that ``unigs shards`` wrote."""
+    data = UniGSData(
+        shards,
+        TaskOptions(scenes.resolution_px, min_area=scenes.min_area, max_painted=scenes.max_painted),
+        task_ratios={task: 1.0 for task in scenes.tasks},
+        source_weights=scenes.source_weights or JOINT_SOURCES,
+        loading=Loading(num_workers=scenes.num_workers),
+        seed=scenes.seed,
+    )
+    held_out = HeldOut(scenes.split, scenes.samples_per_task, scenes.batch_size)
+    return Inputs(data, held_out, protocol)
 
 
 def describe_inputs(inputs: Inputs) -> dict[str, Any]:

@@ -204,6 +204,8 @@ def _recall_real(store: ResultStore, group: Sequence[dict], cache: Path, key: st
 
 def rate_row(row: dict[str, Any]) -> float:
     """One number by which a task's pictures are sorted: what the paper scores them by."""
+    if "rating" in row:
+        return float(row["rating"])
     if RECIPES[row["task"]].judged == "named" and "clip_score" in row:
         return float(row["clip_score"])
     tally = row.get("synthesis", row["entities"])

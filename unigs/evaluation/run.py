@@ -79,6 +79,10 @@ class Evaluator:
         self.header = describe_inputs(inputs)
         manifests, _ = inputs.data.select_sources(inputs.held_out.split)
         self.classes = list_classes(manifests)
+        self.data = {
+            "resolution_px": inputs.data.tasks.resolution_px,
+            "licences": {name: manifest.licence for name, manifest in manifests.items()},
+        }
         self.promised = read_protocol(Path(inputs.protocol), self.header) if inputs.protocol else {}
         self.cache = Path(cache) if cache else locate_cache()
         self.key = f"{digest_header(self.header)}/{judges.inception_id}"
@@ -125,26 +129,18 @@ class Evaluator:
             )
         by_task = {task: [r for r in rows if r["task"] == task] for task in self.predictor.tasks}
         by_task = {task: mine for task, mine in by_task.items() if mine}
-        resampled = resample_results(rows)
         results = {
             "model": self.predictor.name,
             "inputs": digest_header(self.header),
+            "data": self.data,
             "figures": summarise_results(self.store, self.cache, self.key),
-            "intervals": find_intervals(resampled),
-            "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
             "missing": self.judges.list_missing(),
-            "judges": self.store.header["judges"],
-            "settings": self.store.header["settings"],
             "curves": {task: draw_curves(mine) for task, mine in by_task.items()},
             "picks": {task: pick_pictures(mine) for task, mine in by_task.items()},
-            "replaced": dict(sum((Counter(row["skipped"]) for row in rows), Counter())),
-            **_measure_memory(),
         }
         write_csv(self.store.folder / "pictures.csv", rows)
-        write_resampled(self.store.folder, resampled)
         write_protocol(self.store.folder / PROTOCOL, self.header, rows)
-        write_json(self.store.folder / RESULTS, _drop_nan(results))
-        return results
+        return keep_results(self.store, rows, results)
 
 
 def evaluate(
@@ -159,6 +155,25 @@ def evaluate(
     for loaded in tqdm(evaluator.loader, desc=predictor.name, unit="batch"):
         evaluator.score(loaded)
     return evaluator.finish()
+
+
+def keep_results(
+    store: ResultStore, rows: list[dict[str, Any]], results: dict[str, Any]
+) -> dict[str, Any]:
+    """Write ``results.json`` and the figures of resamples; what all evaluations tell is added."""
+    resampled = resample_results(rows)
+    results = {
+        **results,
+        "intervals": find_intervals(resampled),
+        "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
+        "judges": store.header["judges"],
+        "settings": store.header["settings"],
+        "replaced": dict(sum((Counter(row["skipped"]) for row in rows), Counter())),
+        **_measure_memory(),
+    }
+    write_resampled(store.folder, resampled)
+    write_json(store.folder / RESULTS, _drop_nan(results))
+    return results
 
 
 def describe_run(predictor: Predictor, judges: Judges, header: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from unigs.synthetic.layouts import LICENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,22 @@ class Table:
     task: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, tuple[float | None, ...]], ...]
+    shown: str = "condition, image, colormap, decoded masks, ground truth"
+
+
+SIDE_PX = 512
+"""Of the paper's pictures."""
+
+
+def is_papers(results: Mapping[str, Any]) -> bool:
+    """Whether results are of pictures as the paper's: its size, and not drawn by ``synthetic``.
+
+    Args:
+        results: of ``results.json``; older ones do not say it.
+    """
+    data = results.get("data", {})
+    drawn = LICENCE in data.get("licences", {}).values()
+    return data.get("resolution_px") == SIDE_PX and not drawn
 
 
 MASKS = (
@@ -109,5 +129,21 @@ PAPER = (
             ("CropFormer", (0.664, 0.727, 0.449)),
             ("UniGS", (0.631, 0.692, 0.407)),
         ),
+    ),
+    Table(
+        "Clips: unsupervised J&F",
+        "clips",
+        (
+            Column("J&F", "j_and_f"),
+            Column("J", "j_mean"),
+            Column("J recall", "j_recall"),
+            Column("J decay", "j_decay"),
+            Column("F", "f_mean"),
+            Column("F recall", "f_recall"),
+            Column("F decay", "f_decay"),
+            Column("id switches", "id_switches", digits=0),
+        ),
+        (("Pix2Seq-D on DAVIS 2017 val, arXiv 2210.06366", (0.684,)),),
+        "frames of a clip, true and found",
     ),
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
 from unigs.checkpoints import NotFinite
 from unigs.records import TASKS, Batch
+from unigs.sharding import take_local
 
 SHOWN = 8
 """Sample keys that a message names at most."""
@@ -17,7 +19,7 @@ SHOWN = 8
 class FiniteSteps(Callback):
     """Look at loss and gradient before every optimiser step; stop, or skip that step.
 
-    All ranks decide alike: gradients are equal on all of them, the losses' verdict is shared. With
+    All ranks decide alike: the verdict on losses and gradients is shared. With
     half precision and a loss scaler only the loss is looked at, because the scaler skips steps by
     itself while it looks for its scale.
 
@@ -47,12 +49,14 @@ class FiniteSteps(Callback):
             return
         self.skipped += 1
         step = trainer.global_step + 1
-        words = f"in step {step}: {describe(losses, batches)}"
+        guilty = not torch.isfinite(losses).all()
+        words = f"in step {step}: {gather_words(describe(losses, batches), guilty)}"
         if self.skipped > self.skip_steps:
             raise NotFinite(
                 f"expected a finite loss and gradient, got NaN or infinity, {words}. No weight was "
                 "touched; a lower learning rate or gradient clipping may help, "
-                "unigs.callbacks.FiniteSteps can skip single steps"
+                "unigs.callbacks.FiniteSteps can skip single steps",
+                agreed=True,
             )
         for group in optimizer.param_groups:
             for weight in group["params"]:
@@ -72,8 +76,9 @@ class FiniteSteps(Callback):
 
 
 def is_gradient_finite(optimizer: torch.optim.Optimizer) -> torch.Tensor:
-    """Whether every gradient is finite, bool [] on the gradients' device."""
-    grads = [w.grad for g in optimizer.param_groups for w in g["params"] if w.grad is not None]
+    """Whether this rank's gradients, or its shards of them, are finite; bool [] on their device."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    grads = [take_local(weight.grad) for weight in weights if weight.grad is not None]
     if not grads:
         return torch.tensor(True)
     return torch.isfinite(torch.stack(torch._foreach_norm(grads)).sum())
@@ -88,3 +93,19 @@ def describe(losses: torch.Tensor, batches: list[Any]) -> str:
     values = ", ".join(f"{loss:.4g}" for loss in losses.tolist())
     tasks = ", ".join(TASKS[row] for row in rows)
     return f"loss {values}; tasks {tasks}; samples {', '.join(keys[:SHOWN])}{more}"
+
+
+def gather_words(mine: str, guilty: bool) -> str:
+    """The same words on every rank: of those whose loss is not finite, of all if there is none.
+
+    Args:
+        mine: of this rank.
+        guilty: whether its loss is not finite.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return mine
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, (guilty, mine))
+    named = [(rank, words) for rank, (one, words) in enumerate(told) if one]
+    named = named or [(rank, words) for rank, (_, words) in enumerate(told)]
+    return "; ".join(f"rank {rank}: {words}" for rank, words in named)

@@ -15,8 +15,10 @@ from unigs.checkpoints import LAST
 from unigs.files import write_json
 from unigs.locks import lock_folder
 from unigs.promises.preemption import Preempted
+from unigs.promises.reasons import find_reason, is_lost_rank, tell_reason
 from unigs.promises.resume import describe_run
 from unigs.records import UnigsError
+from unigs.sharding import FSDP2
 
 RUN_NAME = "run.json"
 """A run's options, beside its checkpoints."""
@@ -95,16 +97,22 @@ class KeepRun(Callback):
             self._save_last(trainer, together=True)
 
     def on_exception(self, trainer, pl_module, exception: BaseException) -> None:
+        moment, agreed = getattr(exception, "moment", None), getattr(exception, "agreed", False)
+        if not agreed and not is_lost_rank(exception):
+            tell_reason(f"preempted ({moment})" if moment else f"{exception}")
         with self._open:
             if trainer.state.fn != "fit" or not isinstance(exception, (Preempted, UnigsError)):
                 return
-            moment = getattr(exception, "moment", None)
             words = f"preempted ({moment})" if moment else "stopped"
             if self._first_step is None or trainer.global_step == self._first_step:
                 words += " before the first step of this process; there is nothing to save"
+            elif isinstance(trainer.strategy, FSDP2) and trainer.world_size > 1 and not agreed:
+                words += f" at step {trainer.global_step}; one rank has its shards alone to save"
             elif moment or list_folders(trainer):
-                path = self._save_last(trainer, together=getattr(exception, "agreed", False))
+                path = self._save_last(trainer, together=agreed)
                 words += f" at step {trainer.global_step}; saved {path}"
+            if reason := find_reason():
+                words += f"; it began with {reason}"
             if trainer.is_global_zero:
                 print(words, flush=True)
             if isinstance(exception, Preempted):

@@ -1,8 +1,20 @@
-"""Makers of assets: bases of random weights, the autoencoders, GSS' first stage, the judge."""
+"""Makers of assets: bases of random weights, the autoencoders, GSS' first stage, the judge.
 
-from unigs.recipes.autoencoder import Autoencoder
-from unigs.recipes.judge import Judge
-from unigs.recipes.maskige import Maskige
-from unigs.recipes.vq import VQ
+Names of classes are imported late, so that ``unigs base --help`` starts no torch.
+"""
 
-__all__ = ["VQ", "Autoencoder", "Judge", "Maskige"]
+from importlib import import_module
+from typing import Any
+
+_PLACES = {
+    "Autoencoder": "unigs.recipes.autoencoder",
+    "Judge": "unigs.recipes.judge",
+    "Maskige": "unigs.recipes.maskige",
+    "VQ": "unigs.recipes.vq",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,17 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
-
 from unigs.files import new_folder
 from unigs.records import UnigsError
-from unigs.synthetic.scenes import STUFF_IDS, THING_IDS
-from unigs.systems.joint.base import INDEX, load_vae
-from unigs.systems.joint.presets import AUTOENCODER, vae_config, write_configs
-from unigs.weights import in_words
+from unigs.weights import INDEX, in_words
 
 
 def make_base(
@@ -52,6 +44,15 @@ def make_base(
             raise UnigsError(
                 f"expected a new or empty folder for a base, found {shown} in {folder}"
             )
+    import torch  # late: help and errors start no torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from torch import nn
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from unigs.synthetic.scenes import STUFF_IDS, THING_IDS
+    from unigs.systems.joint.base import load_vae
+    from unigs.systems.joint.presets import AUTOENCODER, vae_config, write_configs
+
     if autoencoder is None and preset != "sd15":
         autoencoder = str(AUTOENCODER)
     torch.manual_seed(seed)

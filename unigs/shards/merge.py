@@ -13,6 +13,7 @@ import os
 import re
 from base64 import b64decode
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,7 @@ def merge_shards(out: str) -> None:
         write_json(Path(out) / FOLDERS_NAME, {"folders": [folder.name for folder in folders]})
     for folder, content in zip(folders, contents, strict=True):
         print(describe_folder(folder.name, content))
-    print(f"shards are whole, at {out}; next: lightning fit --config configs/joint.yaml ", end="")
-    print(f"--data.shards '[{out}]'")
+    print(describe_all(out, contents))
 
 
 def merge_folder(folder: Path) -> dict[str, Any]:
@@ -130,6 +130,19 @@ def describe_folder(name: str, content: dict[str, Any]) -> str:
     return (
         f"{name}: {content['samples']} samples in {len(content['shards'])} shards; "
         f"left out: {reasons}"
+    )
+
+
+def describe_all(out: str, contents: Sequence[Mapping[str, Any]]) -> str:
+    """What a whole folder of shards holds, and what to do with it."""
+    samples = sum(content["samples"] for content in contents)
+    shards = [shard for content in contents for shard in content["shards"]]
+    size = sum(shard["bytes"] for shard in shards)
+    return (
+        f"wrote {samples:,} samples of {len(contents)} folders in {len(shards)} shards, "
+        f"{size / 1e6:,.1f} MB; shards are whole, at {out}\n"
+        f"next: unigs shards verify --out {out}, or\n"
+        f"      unigs fit --config configs/joint.yaml --data.shards '[{out}]'"
     )
 
 

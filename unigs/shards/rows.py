@@ -29,6 +29,7 @@ class Meta(NamedTuple):
     entities: tuple[Entity, ...]
     unlabelled: Unlabelled
     source: str
+    gone: tuple[Entity, ...]
 
 
 def read_meta(data: bytes) -> Meta:
@@ -50,11 +51,15 @@ def read_meta(data: bytes) -> Meta:
     if not is_text(row.get("source")):
         raise ValueError(f"expected the name of a source, got {shorten(row.get('source'))}")
     entities = read_entities(row["entities"])
-    return Meta(row["width"], row["height"], entities, row["unlabelled"], row["source"])
+    if not isinstance(row.get("gone", []), list):
+        raise ValueError(f"expected a list of entities that are gone, got {shorten(row['gone'])}")
+    gone = read_entities(row.get("gone", []), len(entities) + 1)
+    said = row["width"], row["height"], entities, row["unlabelled"], row["source"]
+    return Meta(*said, gone)
 
 
-def read_entities(rows: list[Any]) -> tuple[Entity, ...]:
-    """The entities of a sample, numbered 1..N in their order.
+def read_entities(rows: list[Any], first: int = 1) -> tuple[Entity, ...]:
+    """The entities of a sample, numbered from ``first`` in their order.
 
     Raises:
         ValueError: a label that is not its place, or a field that is missing, unknown or wrong.
@@ -65,7 +70,7 @@ def read_entities(rows: list[Any]) -> tuple[Entity, ...]:
         entities = tuple(Entity(**row) for row in rows)
     except TypeError as error:
         raise ValueError(f"expected the fields of an entity, got {str(error)[:200]}") from None
-    for place, entity in enumerate(entities, 1):
+    for place, entity in enumerate(entities, first):
         if type(entity.label) is not int or entity.label != place:
             raise ValueError(f"expected label {place}, got {shorten(entity.label)}")
         texts = entity.category, entity.category_id, entity.annotation_id

@@ -2,9 +2,11 @@
 
 A sample is ``KEY.jpg`` (or png, webp, ...: the original bytes, named by what they are),
 ``KEY.json`` (entities and what the labels mean) and ``KEY.labels.png`` (the label map, grey, 8 bit
-if that holds the labels, else 16 bit). The same record gives the same bytes: no times, no owners.
-The label map is written without PNG row filters: it has long runs, so it stays as small and is read
-several times faster, which counts once per training sample.
+if that holds the labels, else 16 bit). A frame of a clip brings the label maps of the frames before
+it as ``KEY.past1.png`` (the nearest), ``KEY.past2.png``, and in its JSON the entities that are
+``gone``, so that it is a sample of its own in any order. The same record gives the same bytes: no
+times, no owners. Label maps are written without PNG row filters: they have long runs, so they stay
+as small and are read several times faster, which counts once per training sample.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ import json
 import struct
 import tarfile
 import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from unigs.images import MAX_PIXELS, read_header
-from unigs.records import Annotated, UnigsError
-from unigs.shards.rows import peek_size, read_meta
+from unigs.records import Annotated, Entity, Past, UnigsError
+from unigs.shards.rows import Meta, peek_size, read_meta
 from unigs.shards.schema import BLOCK
 
 MAX_SAMPLE_BYTES = 256 << 20
@@ -28,6 +32,7 @@ MAX_SAMPLE_BYTES = 256 << 20
 
 LABELS_SUFFIX = "labels.png"
 META_SUFFIX = "json"
+PAST_SUFFIXES = ("past1.png", "past2.png")
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}
 _EFFORT = 3
 """zlib's; on COCO's maps 2 KB larger than the usual 6, and read and written in 0.4 of the time."""
@@ -64,6 +69,9 @@ def encode_sample(sample: Annotated) -> bytes:
         META_SUFFIX: encode_meta(sample),
         LABELS_SUFFIX: encode_labels(sample.labels),
     }
+    if sample.past is not None:
+        maps = zip(PAST_SUFFIXES, sample.past.labels, strict=True)
+        members |= {suffix: encode_labels(labels) for suffix, labels in maps}
     return b"".join(encode_member(f"{sample.key}.{ext}", members[ext]) for ext in sorted(members))
 
 
@@ -80,8 +88,9 @@ def decode_sample(span: bytes, where: str) -> Annotated:
     members = split_members(span, where)
     keys = {name.partition(".")[0] for name, _ in members}
     data = {name.partition(".")[2]: payload for name, payload in members}
-    images = [ext for ext in data if ext not in (META_SUFFIX, LABELS_SUFFIX)]
-    if len(keys) != 1 or len(images) != 1 or len(data) != 3 or len(members) != 3:
+    images = [ext for ext in data if ext not in (META_SUFFIX, LABELS_SUFFIX, *PAST_SUFFIXES)]
+    whole = 3 + len(PAST_SUFFIXES) * (PAST_SUFFIXES[0] in data)
+    if len(keys) != 1 or len(images) != 1 or not len(data) == len(members) == whole:
         names = [name for name, _ in members[:8]]
         raise DamagedSample(f"expected picture, json and labels of one key, got {names!a} {where}")
     key, image = keys.pop(), data[images[0]]
@@ -94,9 +103,23 @@ def decode_sample(span: bytes, where: str) -> Annotated:
         labels = decode_labels(data[LABELS_SUFFIX], size)
         if (most := int(labels.max(initial=0))) > len(meta.entities):
             raise ValueError(f"expected labels to {len(meta.entities)}, got {most}")
+        past = decode_past(data, meta) if whole > 3 else None
     except _SAMPLE_ERRORS as error:
         raise DamagedSample(f"expected a sample's members, got {error!r:.300} {where}") from error
-    return Annotated(key, image, labels, meta.entities, meta.unlabelled, meta.source)
+    return Annotated(key, image, labels, meta.entities, meta.unlabelled, meta.source, past)
+
+
+def decode_past(data: Mapping[str, bytes], meta: Meta) -> Past:
+    """The label maps of the frames before, of the frame's size.
+
+    Raises:
+        ValueError: a label of no entity, or maps of another form.
+    """
+    maps = [decode_labels(data[name], (meta.width, meta.height)) for name in PAST_SUFFIXES]
+    labels, known = np.stack(maps), len(meta.entities) + len(meta.gone)
+    if (most := int(labels.max(initial=0))) > known:
+        raise ValueError(f"expected past labels to {known}, got {most}")
+    return Past(labels, meta.gone)
 
 
 def check_key(key: str) -> None:
@@ -142,7 +165,21 @@ def end_archive(size: int) -> bytes:
 
 def encode_meta(sample: Annotated) -> bytes:
     """Everything of a sample but its pixels."""
-    entities = [
+    meta = {
+        "source": sample.source,
+        "width": sample.width,
+        "height": sample.height,
+        "unlabelled": sample.unlabelled,
+        "entities": list_entities(sample.entities),
+    }
+    if sample.past is not None:
+        meta["gone"] = list_entities(sample.past.gone)
+    return json.dumps(meta, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def list_entities(entities: Sequence[Entity]) -> list[dict[str, Any]]:
+    """Entities as rows of JSON."""
+    return [
         {
             "label": entity.label,
             "category": entity.category,
@@ -151,16 +188,8 @@ def encode_meta(sample: Annotated) -> bytes:
             "is_thing": entity.is_thing,
             "is_crowd": entity.is_crowd,
         }
-        for entity in sample.entities
+        for entity in entities
     ]
-    meta = {
-        "source": sample.source,
-        "width": sample.width,
-        "height": sample.height,
-        "unlabelled": sample.unlabelled,
-        "entities": entities,
-    }
-    return json.dumps(meta, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def encode_labels(labels: np.ndarray) -> bytes:

@@ -91,7 +91,7 @@ def draw_clip(
     Yields:
         The frames in their order.
 
-    Example:
+    Examples:
         >>> [frame.ids.shape for frame in draw_clip(7, 32, 2)]
         [(32, 32), (32, 32)]
     """

@@ -17,20 +17,18 @@ from torch import Tensor
 from unigs import __version__
 from unigs.files import hash_file, new_folder, write_json
 from unigs.records import UnigsError, UnigsWarning
-from unigs.weights import check_file, check_finite, in_words, read_config, read_tensors
+from unigs.weights import (
+    DIGESTS,
+    INDEX,
+    check_file,
+    check_finite,
+    check_target,
+    in_words,
+    read_config,
+    read_tensors,
+)
 
-INDEX, DIGESTS = "model_index.json", "digests.json"
 WEIGHTS = "model.safetensors"
-
-
-def check_target(target: Path) -> None:
-    """Refuse to replace anything but a model's folder.
-
-    Raises:
-        UnigsError: something else lies there.
-    """
-    if target.exists() and not (target / INDEX).exists():
-        raise UnigsError(f"expected a pipeline or nothing at {target}, found other files")
 
 
 def save_model(

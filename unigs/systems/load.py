@@ -11,7 +11,6 @@ from typing import Any
 
 from unigs.checkpoints import RUN, read_checkpoint, read_ema
 from unigs.records import UnigsError
-from unigs.systems.folders import INDEX
 from unigs.systems.gss.module import GSS
 from unigs.systems.gss.predictor import FOLDER, load_gss
 from unigs.systems.joint.module import UniGS
@@ -20,7 +19,7 @@ from unigs.systems.pix2seq_d.module import Pix2SeqD
 from unigs.systems.pix2seq_d.predictor import KIND, load_bits
 from unigs.systems.sampling import Sampling
 from unigs.systems.system import System
-from unigs.weights import check_finite, in_words, locate_shipped, read_config
+from unigs.weights import INDEX, check_finite, in_words, locate_shipped, read_config
 
 SYSTEMS: dict[str, type[System]] = {"UniGS": UniGS, "Pix2SeqD": Pix2SeqD, "GSS": GSS}
 """By the name that a checkpoint keeps of its system."""

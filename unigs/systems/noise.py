@@ -38,6 +38,11 @@ def draw_timesteps(seed: int, indices: Sequence[int], steps: int) -> torch.Tenso
 
 def draw_times(seed: int, indices: Sequence[int]) -> torch.Tensor:
     """Uniform times float64 [B] in 0..1, keyed like the noise."""
+    return draw_uniform(seed, indices, "time")
+
+
+def draw_uniform(seed: int, indices: Sequence[int], purpose: str) -> torch.Tensor:
+    """Uniform float64 [B] in 0..1, keyed like the noise."""
     return torch.tensor(
-        [derive_seed(seed, int(i), "time") / 2**63 for i in indices], dtype=torch.float64
+        [derive_seed(seed, int(i), purpose) / 2**63 for i in indices], dtype=torch.float64
     )

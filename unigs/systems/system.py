@@ -8,14 +8,14 @@ Both come with the callbacks that hold docs/promises.md, whatever a config lists
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
@@ -23,6 +23,8 @@ from unigs.checkpoints import read_ema
 from unigs.promises import ExactResume, FiniteSteps, KeepRun, Preemption
 from unigs.records import TASKS, Batch, UnigsError
 from unigs.runs import Rule
+from unigs.sharding import refuse_strategy, refuse_unsharded
+from unigs.systems.making import MADE, describe_making
 from unigs.systems.predictor import SystemPredictor
 from unigs.systems.sampling import Sampling
 from unigs.systems.sending import send
@@ -35,11 +37,12 @@ class Learner(L.LightningModule):
     """What a change of an argument does on resume; what is not named makes another run."""
 
     def setup(self, stage: str) -> None:
-        """Refuse weights in half precision.
+        """Refuse weights in half precision, and strategies that do not keep what a run promises.
 
         Raises:
             UnigsError: names the option.
         """
+        refuse_strategy(type(self.trainer.strategy).__name__)
         precision = str(self.trainer.precision)
         if precision in ("bf16-true", "16-true"):
             raise UnigsError(
@@ -47,13 +50,22 @@ class Learner(L.LightningModule):
                 "weights of half precision round small steps away, and their average stands still"
             )
 
+    def on_fit_start(self) -> None:
+        """Refuse a strategy that shards where nothing was sharded.
+
+        Raises:
+            UnigsError: names it.
+        """
+        refuse_unsharded(self, self.trainer.strategy)
+
     def keep_options(self, **options: Any) -> None:
         """Keep the constructor's arguments as hyperparameters of plain values."""
         self.save_hyperparameters({name: to_plain(value) for name, value in options.items()})
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks that every run has; one that the config lists stays the config's."""
-        kinds = (FiniteSteps, ExactResume, Preemption, KeepRun)
+        kinds: list[type[Callback]] = [FiniteSteps, ExactResume, Preemption, KeepRun]
+        kinds += [LearningRateMonitor] if self.trainer.loggers else []
         listed = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
         return [kind() for kind in kinds if kind not in listed]
 
@@ -81,6 +93,8 @@ class Optimizer:
     """AdamW: linear warm-up, then constant or cosine, by optimiser step.
 
     Args:
+        kind: ``adamw8bit`` keeps its state in 8 bits (Dettmers et al. 2022), which takes a quarter
+            of the memory; it needs a CUDA GPU and ``pip install bitsandbytes``.
         learning_rate: after warm-up.
         warmup_steps: optimiser steps over which the rate rises linearly from 0.
         decay_steps: optimiser steps after which a cosine has brought the rate to 0; None: constant.
@@ -88,11 +102,34 @@ class Optimizer:
         betas: of AdamW.
     """
 
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
     learning_rate: float = 1e-5
     warmup_steps: int = 1000
     decay_steps: int | None = None
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
+
+    def build(self, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser at its full rate.
+
+        Raises:
+            UnigsError: bitsandbytes is missing.
+        """
+        told: dict[str, Any] = {
+            "lr": self.learning_rate,
+            "betas": tuple(self.betas),
+            "weight_decay": self.weight_decay,
+        }
+        if self.kind == "adamw":
+            return torch.optim.AdamW(weights, fused=True, **told)
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise UnigsError(
+                f"expected bitsandbytes, for {self.kind}, got none ({error}), at "
+                "model.optimizer.kind: pip install bitsandbytes, or use adamw"
+            ) from error
+        return AdamW8bit(weights, **told)
 
     def rate_at(self, step: int) -> float:
         """Share of the learning rate at an optimiser step, from 0."""
@@ -113,7 +150,14 @@ class System(Learner):
     NETWORK: ClassVar[str]
     """Name of the attribute that is trained, averaged and saved."""
 
-    ON_RESUME: ClassVar[dict[str, Rule]] = {"model.optimizer": "taken", "model.sampling": "taken"}
+    ENTRIES: ClassVar[tuple[str, ...]] = ()
+    """Methods by which the network is called, besides ``forward``."""
+
+    ON_RESUME: ClassVar[dict[str, Rule]] = {
+        "model.optimizer": "taken",
+        "model.optimizer.kind": "refused",  # one's state is none of the other's
+        "model.sampling": "taken",
+    }
 
     MOVED: ClassVar[Mapping[str, str]] = {}
     """Options that older versions saved under another name, and their dotted name now."""
@@ -184,13 +228,7 @@ class System(Learner):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         told = self.optimizer
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=told.learning_rate,
-            betas=tuple(told.betas),  # type: ignore[arg-type]
-            weight_decay=told.weight_decay,
-            fused=True,
-        )
+        optimizer = told.build(self.network.parameters())
         # Lightning takes it for one that unscales inside of its step, and would refuse to clip.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: told.rate_at(step))
@@ -210,6 +248,8 @@ class System(Learner):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep frozen parts out: they are named by the options and never change."""
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            checkpoint[MADE] = describe_making(self.trainer)
         weights, prefix = checkpoint["state_dict"], f"{self.NETWORK}."
         checkpoint["state_dict"] = {k: v for k, v in weights.items() if k.startswith(prefix)}
 
@@ -230,7 +270,8 @@ class System(Learner):
                     f"the checkpoint has {theirs.get(name, 'none')}"
                 )
         for group in (g for o in checkpoint.get("optimizer_states", []) for g in o["param_groups"]):
-            group["fused"] = True  # also of a run that began otherwise: its counters then move too
+            if "fused" in group:  # also of a run that began otherwise: its counters then move too
+                group["fused"] = True
         averaged = read_ema(checkpoint)
         if averaged and self._trainer is not None and self.trainer.state.fn != "fit":
             named = {f"{prefix}{name}": w for name, w in averaged.items()}

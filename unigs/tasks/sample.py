@@ -16,7 +16,7 @@ from unigs.seeds import rng as seeded_rng
 from unigs.tasks.classes import NAMELESS
 from unigs.tasks.coarse_masks import draw_coarse_mask
 from unigs.tasks.recipes import RECIPES, speak_category, write_prompt
-from unigs.transforms import apply_crop, center_crop, random_crop
+from unigs.transforms import Crop, apply_crop, center_crop, crop_labels, random_crop
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,9 @@ def split_negatives(
 
 
 def relabel(labels: np.ndarray, entities: Sequence[Entity]) -> np.ndarray:
-    """Keep only ``entities``, numbered 1..N in the given order: int32 [H, W]."""
-    table = np.zeros(int(labels.max(initial=0)) + 1, np.int32)
+    """Keep only ``entities``, numbered 1..N in the given order: ints [*] -> int32 [*]."""
+    most = max([int(labels.max(initial=0)), *(entity.label for entity in entities)])
+    table = np.zeros(most + 1, np.int32)
     for number, entity in enumerate(entities, 1):
         table[entity.label] = number
     return table.take(labels)
@@ -125,6 +126,30 @@ def unknown_pixels(annotated: Annotated, labels: np.ndarray, unlabelled: bool) -
     for label in [*crowds, 0] if unlabelled and annotated.unlabelled != "background" else crowds:
         unknown |= labels == label  # few labels: faster than np.isin
     return unknown
+
+
+def carry_past(
+    annotated: Annotated, drawn: Sequence[Entity], crop: Crop, options: TaskOptions
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """``past`` and ``gone`` of a sample, in the window and by the numbers of the sample itself.
+
+    Args:
+        annotated: a frame of a clip, or a picture, which has no past.
+        drawn: the entities of the sample, numbered 1..N in this order.
+        crop: the sample's window.
+        options: its size, and how many can be told apart; the gone fill what room is left.
+    """
+    if annotated.past is None:
+        return None, ()
+    maps = np.stack(
+        [crop_labels(labels, crop, options.resolution_px) for labels in annotated.past.labels]
+    )
+    here, shown = {entity.label for entity in drawn}, set(np.unique(maps).tolist())
+    known = (*annotated.entities, *annotated.past.gone)
+    gone = [e for e in known if e.label in shown - here and not e.is_crowd]
+    if options.max_painted is not None:
+        gone = gone[: max(0, options.max_painted - len(drawn))]
+    return relabel(maps, [*drawn, *gone]), tuple(speak_category(e.category) for e in gone)
 
 
 def make_sample(
@@ -186,11 +211,12 @@ def make_sample(
     drawn = drawn[:room]
     if options.unlabelled_share:
         ignored |= draw("unlabelled").random(ignored.shape) < options.unlabelled_share
-    if not recipe.draws and not drawn:
+    if not (recipe.draws or drawn or annotated.past):  # a frame may be empty
         raise UnusableSample(
             f"expected an entity, found none in {annotated.source}/{annotated.key}"
         )
 
+    past, gone = (None, ()) if recipe.draws else carry_past(annotated, drawn, crop, options)
     silent = draw("text dropout").random() < options.text_dropout
     return TaskSample(
         key=f"{annotated.source}/{annotated.key}",
@@ -204,4 +230,6 @@ def make_sample(
         prompt="" if silent else write_prompt(task, asked),
         asked=tuple(asked) if recipe.draws else (),
         names=tuple(speak_category(e.category) for e in drawn),
+        past=past,
+        gone=gone,
     )

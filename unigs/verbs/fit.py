@@ -4,21 +4,20 @@ Decisions that Lightning leaves to us: optimisers are the module's own; the save
 overwritten (a requeued job writes to the same folder), but not before the run owns its folder;
 samplers are never replaced; what the command line and the config say beats what a checkpoint
 remembers; ``ckpt_path: last`` is the newest whole checkpoint of this run; a rank that is left alone
-gives up after minutes; preemption has an exit code.
+gives up after minutes; torchrun knows how many nodes there are; preemption has an exit code.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from torch.distributed import DistError
 
 from unigs.checkpoints import find_last
 from unigs.promises.keeping import list_folders, list_savers
@@ -28,13 +27,12 @@ from unigs.promises.preemption import (
     Preemption,
     end_on_signals,
 )
+from unigs.promises.reasons import find_reason, is_lost_rank
 from unigs.promises.resume import describe_run
 from unigs.records import UnigsError
+from unigs.sharding import RANK_TIMEOUT, refuse_strategy
 
 DEFAULTS = {"trainer.use_distributed_sampler": False, "seed_everything": 0}
-
-RANK_TIMEOUT = timedelta(minutes=10)
-"""A rank waits for the others at most this long; Lightning's own is 30 minutes."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -62,8 +60,13 @@ class UnigsCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's hyperparameters override the user's; we do not."""
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse what Lightning would refuse in words of its own, or not at all."""
+        told = self.config[self.subcommand].trainer.strategy  # type: ignore[index]
+        refuse_strategy(told if isinstance(told, str) else told.class_path.rpartition(".")[2])
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs, **read_topology())
         if isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy._timeout = RANK_TIMEOUT
             trainer.strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
@@ -92,6 +95,17 @@ class UnigsCLI(LightningCLI):
                 f"resuming from {found}" if found else "no checkpoint of this run yet", flush=True
             )
         return str(found) if found else None
+
+
+def read_topology() -> dict[str, int]:
+    """Nodes and devices as torchrun started them, whatever a config says; empty without it.
+
+    An elastic torchrun starts a run again on other nodes than it began on.
+    """
+    if not TorchElasticEnvironment.detect():
+        return {}
+    started = {"num_nodes": "GROUP_WORLD_SIZE", "devices": "LOCAL_WORLD_SIZE"}
+    return {option: int(os.environ[name]) for option, name in started.items()}
 
 
 def make_cli(words: list[str], run: bool = True) -> UnigsCLI:
@@ -141,11 +155,12 @@ def run_lightning(words: list[str]) -> int:
             print("preempted before the first step; there is nothing to save", flush=True)
         return 0 if _is_child() else PREEMPTED_EXIT_CODE
     except RuntimeError as error:
-        if not isinstance(error, DistError) and "gloo" not in str(error):
+        if not is_lost_rank(error):
             raise
+        reason = find_reason() or f"{str(error).splitlines()[0]}; look at its log"
         raise UnigsError(
-            f"expected every rank to go on, got {str(error).splitlines()[0]}; another rank ended "
-            "or hung: look at its log. The last checkpoint is whole"
+            f"expected every rank to go on, got one that ended or hung ({reason}). The last "
+            "checkpoint is whole"
         ) from error
     late = any(isinstance(c, Preemption) and c.preempted for c in trainer.callbacks)  # type: ignore[attr-defined]
     return PREEMPTED_EXIT_CODE if late and not _is_child() else 0

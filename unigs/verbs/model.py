@@ -9,9 +9,7 @@ from pathlib import Path
 from unigs import __version__
 from unigs.files import explain_errors, hash_file
 from unigs.records import UnigsError, show
-from unigs.weights import locate_shipped, read_config
-
-INDEX, DIGESTS = "model_index.json", "digests.json"
+from unigs.weights import DIGESTS, INDEX, locate_shipped, read_config
 
 DEFAULT = "tiny"
 """The model that a verb takes if none is named."""

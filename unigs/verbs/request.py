@@ -87,9 +87,14 @@ def read_request(
     labels: Path | None,
     words: Sequence[str] | None,
     prompt: str | None,
+    pixels: np.ndarray | None = None,
 ) -> TaskSample:
-    """Read a user's files as the sample of one task; see :func:`sample_pictures`."""
-    pixels = None if image is None else read_pixels(image)  # uint8 [3, H, W]
+    """Read a user's files as the sample of one task; see :func:`sample_pictures`.
+
+    ``pixels``, uint8 [3, H, W], are those of the image, where they are known already.
+    """
+    if image is not None and pixels is None:
+        pixels = read_pixels(image)
     given = None if labels is None else number_entities(read_values(labels))
     known, where = (pixels, image) if given is None else (given, labels)
     assert known is not None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import torch
 from unigs.data import stack_samples
 from unigs.outputs import Found
 from unigs.records import Prediction, TaskSample, UnigsError
+from unigs.systems.clips import ClipState
 from unigs.systems.load import load_predictor
 from unigs.systems.pixels import fit_size, resize_labels, resize_pixels
 from unigs.systems.predictor import SystemPredictor
@@ -125,6 +127,29 @@ class Runner:
             return
         for place, item in enumerate(items):
             yield self.finish(item, prediction, place)
+
+    def require_past(self, model: Path) -> None:
+        """Insist on a model that follows entities through a clip.
+
+        Raises:
+            UnigsError: it is one of pictures.
+        """
+        if not getattr(self.predictor, "past_frames", 0):
+            raise UnigsError(
+                "expected a model that looks back at the frames before, got a "
+                f"{type(self.predictor).__name__} of pictures, at {model}; "
+                "configs/pix2seq-d-video.yaml trains one"
+            )
+
+    def follow(self, item: Item, state: ClipState) -> tuple[Found, ClipState]:
+        """The answer to the next frame of a clip at its full size, and what to go on with."""
+        predictor: Any = self.predictor
+        height, width = item.sample.labels.shape
+        size = fit_size(height, width, self.side_px, predictor.multiple_px)
+        image = resize_pixels(torch.from_numpy(item.sample.image)[None], size)
+        with torch.no_grad(), self.set_precision():
+            prediction, after = predictor.follow(image, state)
+        return self.finish(item, prediction.cpu(), 0), after
 
     def predict(self, samples: list[TaskSample]) -> Prediction:
         """One batch, on the CPU."""

@@ -6,17 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from unigs.evaluation.judging import sheet_row
-from unigs.evaluation.protocol import InputLoader, Inputs
+from unigs.evaluation.options import Scenes
 from unigs.files import write_bytes
 from unigs.images import encode_image
 from unigs.pictures import SHEET_TITLES, draw_sheet
-from unigs.systems.load import load_predictor
 from unigs.systems.sampling import Sampling
-from unigs.verbs.evaluate import Scenes
+from unigs.verbs.evaluate import check_folders
 
 
 def render_sheet(
@@ -37,11 +34,18 @@ def render_sheet(
         scenes: which pictures; default: for the model's tasks, of the size it was trained on.
         sampling: what to do in another way than the model remembers.
     """
+    check_folders([pipeline], shards)
+    import torch  # late: help and errors start no torch
+
+    from unigs.evaluation.judging import sheet_row
+    from unigs.evaluation.protocol import InputLoader, open_inputs
+    from unigs.systems.load import load_predictor
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = load_predictor(pipeline, device=device, sampling=sampling)
     scenes = scenes or Scenes(predictor.tasks, resolution_px=predictor.side_px)
     scenes = replace(scenes, samples_per_task=per_task, batch_size=per_task, num_workers=0)
-    loader = InputLoader(Inputs(*scenes.open(shards)), predictor.tasks)
+    loader = InputLoader(open_inputs(scenes, shards), predictor.tasks)
     rows = []
     for batch, _ in tqdm(loader, desc="sampling", unit="task"):
         prediction = predictor(batch)

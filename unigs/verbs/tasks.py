@@ -11,6 +11,7 @@ from typing import Literal
 
 from unigs.systems.sampling import Sampling
 from unigs.verbs.answer import Order, answer
+from unigs.verbs.video import follow_clip
 
 Precision = Literal["auto", "float16", "bfloat16"]
 
@@ -23,6 +24,7 @@ def segment_pictures(
     dtype: Precision = "auto",
     batch_size: int = 4,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    video: bool = False,
 ) -> None:
     """Find every entity of pictures; each pixel belongs to one mask at most.
 
@@ -38,6 +40,10 @@ def segment_pictures(
         dtype: precision of the arithmetic; ``auto`` is that of the weights, float32 on a CPU.
         batch_size: pictures of one size that run together.
         sampling: what to do in another way than the model remembers.
+        video: take the images as frames of one clip, in the order of the numbers in their names, or
+            one animated file (GIF, WebP, PNG, TIFF). An entity keeps its number over the frames;
+            the model must have learnt to (``network.past`` of Pix2SeqD). Beside the files of each
+            frame: sheet.jpg, and the state from which a stopped run goes on.
 
     Raises:
         UnigsError: what was typed leads nowhere, or at least one picture failed.
@@ -45,8 +51,10 @@ def segment_pictures(
     Example:
         unigs segment photo.jpg --out segmented
         unigs segment photos 'more/*.png' --out segmented --model runs/joint/pipeline
+        unigs segment --video frames --out followed --model runs/pix2seq-d-video/model
     """
-    answer(Order("segment", "entity", images, out, model, device, dtype, batch_size, sampling))
+    order = Order("segment", "entity", images, out, model, device, dtype, batch_size, sampling)
+    (follow_clip if video else answer)(order)
 
 
 def find_words(

@@ -28,7 +28,7 @@ from unigs.systems.gss.painting import (
     number_pixels,
 )
 from unigs.systems.gss.posterior import load_posterior
-from unigs.systems.gss.predictor import GSSPredictor, load_stages
+from unigs.systems.gss.predictor import GSSPredictor, Settings, load_stages
 from unigs.systems.gss.prior import MaskigePrior, Prior
 from unigs.systems.gss.readers import WindowReader
 from unigs.systems.gss.stages import Stages
@@ -36,6 +36,7 @@ from unigs.systems.pixels import resize_labels, to_signed
 from unigs.systems.sampling import Sampling
 from unigs.systems.system import Optimizer, System
 from unigs.tasks import UNKNOWN, ClassTable, list_classes
+from unigs.weights import locate_shipped
 
 Variant = Literal["FF", "FF-R", "FT", "TF", "TT", "FT-W"]
 FREE = ("FF", "FF-R")
@@ -46,7 +47,8 @@ class GSS(System):
     """Generative semantic segmentation.
 
     Args:
-        posterior: folder of a diffusers ``VQModel``, or of DALL-E's networks; of FF and FF-R.
+        posterior: folder of a diffusers ``VQModel``, or of DALL-E's networks, or ``vq``, the small
+            one that ships; of FF and FF-R.
         variant: FF paints by colours far apart and reads the nearest; FF-R by random colours; FT
             learnt to read, TF to paint, TT both, before the prior; FT-W learns to read behind a
             frozen stage (Table 1).
@@ -55,12 +57,14 @@ class GSS(System):
         optimizer: rate, warm-up and decay.
         start_from: folder of the earlier stage: of FT, TF and TT that of ``recipes.Maskige``; of
             FT-W an exported FF.
+        least_area: of the picture, in 0..1: smaller areas are no entities.
 
     Raises:
-        UnigsError: the variant's folder is not given.
+        UnigsError: the variant's folder is not given, or ``least_area`` is none.
     """
 
     NETWORK = "trained"
+    ENTRIES = ("look", "predict", "guess")  # of the prior
 
     def __init__(
         self,
@@ -70,16 +74,19 @@ class GSS(System):
         backbone: Backbone = Backbone(),  # noqa: B008
         optimizer: Optimizer = Optimizer(),  # noqa: B008
         start_from: str | None = None,
+        least_area: float = 1 / 1024,
     ) -> None:
         super().__init__()
         needs, given = ("posterior", posterior) if variant in FREE else ("start_from", start_from)
         if given is None:
             raise UnigsError(f"expected a folder for {variant}, got none, at model.{needs}")
+        if not 0 <= least_area < 1:
+            raise UnigsError(f"expected a share of 0 to 1, got {least_area}, at model.least_area")
         self.folder, self.variant, self.optimizer = given, variant, optimizer
-        self.told, self.backbone = prior, backbone
+        self.told, self.backbone, self.least_area = prior, backbone, least_area
         self.keep_options(
             posterior=posterior, variant=variant, prior=prior, backbone=backbone,
-            optimizer=optimizer, start_from=start_from,
+            optimizer=optimizer, start_from=start_from, least_area=least_area,
         )  # fmt: skip
         self.stages: Any = None
         self.trained: Any = None
@@ -223,12 +230,14 @@ class GSS(System):
         return measure_prior(self.stages, batch.image, classes)
 
     def make_predictor(self, sampling: Sampling | None = None) -> GSSPredictor:
-        return GSSPredictor(self.stages, self.side_px, sampling=sampling)
+        settings = Settings(self.side_px, self.least_area)
+        return GSSPredictor(self.stages, settings, sampling=sampling)
 
 
 def hash_weights(folder: str) -> str:
     """A short digest of the safetensors files of a folder."""
-    return "-".join(hash_file(path)[:16] for path in sorted(Path(folder).glob("*.safetensors")))
+    paths = sorted(locate_shipped(folder).glob("*.safetensors"))
+    return "-".join(hash_file(path)[:16] for path in paths)
 
 
 def measure_prior(stages: Stages, image: Tensor, classes: Tensor) -> dict[str, Tensor]:

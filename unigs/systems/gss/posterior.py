@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from unigs.systems.gss.dalle import MODEL_TYPE, build_dalle, load_dalle
 from unigs.systems.gss.discrete import Posterior
-from unigs.weights import load_module, read_config
+from unigs.weights import load_module, locate_shipped, read_config
 
 
 class VQPosterior(Posterior):
@@ -61,10 +60,14 @@ def build_posterior(described: Mapping[str, Any]) -> Posterior:
 def load_posterior(folder: str) -> Posterior:
     """The posterior of a folder, of the kind that its ``config.json`` names; nothing is fetched.
 
+    Args:
+        folder: local, or ``vq``, which ships.
+
     Raises:
         UnigsError: no such folder, or a damaged or other one; names the file.
     """
-    config = Path(folder) / "config.json"
+    path = locate_shipped(folder)
+    config = path / "config.json"
     if config.exists() and read_config(config).get("model_type") == MODEL_TYPE:
-        return load_dalle(Path(folder))
-    return VQPosterior(load_module(VQModel, Path(folder), "diffusion_pytorch_model"))
+        return load_dalle(path)
+    return VQPosterior(load_module(VQModel, path, "diffusion_pytorch_model"))

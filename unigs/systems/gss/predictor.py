@@ -6,7 +6,7 @@ a thing's class and the whole area of a stuff class.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,23 @@ from unigs.systems.gss.stages import Seen, Stages
 from unigs.systems.predictor import name_task
 from unigs.systems.sampling import Sampling
 from unigs.tasks import ClassTable
-from unigs.weights import in_words
+from unigs.weights import in_words, locate_shipped
 
 FOLDER = "GSSPredictor"
-SMALLEST = 1 / 1024
-"""Of the picture: smaller areas are no entities, as those that a blurred border between two colours
-looks like."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a model remembers beside weights and colours.
+
+    Attributes:
+        side_px: of the pictures it was trained on.
+        least_area: of the picture, in 0..1: smaller areas are no entities, as those that a blurred
+            border between two colours looks like.
+    """
+
+    side_px: int
+    least_area: float
 
 
 class GSSPredictor:
@@ -35,7 +46,7 @@ class GSSPredictor:
 
     Args:
         stages: on their device.
-        side_px: of the pictures they were trained on.
+        settings: which areas count, and for which size.
         name: for tables.
         sampling: must ask for nothing: there is nothing to sample.
 
@@ -47,14 +58,22 @@ class GSSPredictor:
     decoders = ("nearest",)
 
     def __init__(
-        self, stages: Stages, side_px: int, name: str = "GSS", sampling: Sampling | None = None
+        self,
+        stages: Stages,
+        settings: Settings,
+        name: str = "GSS",
+        sampling: Sampling | None = None,
     ) -> None:
         if asked := (sampling or Sampling()).list_given():
             raise UnigsError(
                 f"expected nothing of sampling, as GSS does not sample, got {', '.join(asked)}, "
                 "at sampling"
             )
-        self.stages, self.side_px, self.name = stages, side_px, name
+        self.stages, self.settings, self.name = stages, settings, name
+
+    @property
+    def side_px(self) -> int:
+        return self.settings.side_px
 
     @property
     def multiple_px(self) -> int:
@@ -63,7 +82,7 @@ class GSSPredictor:
     @property
     def options(self) -> dict[str, Any]:
         """What predictions depend on beside weights."""
-        return {"smallest": SMALLEST, **self.stages.painting.to_json()}
+        return {"least_area": self.settings.least_area, **self.stages.painting.to_json()}
 
     def __call__(self, batch: Batch) -> Prediction:
         """Predict a batch of entity segmentation.
@@ -75,7 +94,8 @@ class GSSPredictor:
             raise UnigsError(f"expected a batch of entity, got {task}, at GSS")
         device = next(self.stages.parameters()).device
         image = batch.image.to(device)
-        return name_regions(image, self.stages(image), self.stages.painting.table)
+        table = self.stages.painting.table
+        return name_regions(image, self.stages(image), table, self.settings.least_area)
 
     def decode_again(self, batch: Batch, prediction: Prediction, decoder: str) -> Prediction:
         """The same prediction: there is one decoder.
@@ -104,14 +124,14 @@ class GSSPredictor:
             for name, weight in self.stages.state_dict().items()
             if not name.startswith("prior.auxiliary.")
         }
-        save_model(Path(folder), FOLDER, describe_stages(self.stages, self.side_px), weights, half)
+        settings = {**asdict(self.settings), **describe_stages(self.stages)}
+        save_model(Path(folder), FOLDER, settings, weights, half)
 
 
-def describe_stages(stages: Stages, side_px: int) -> dict[str, Any]:
+def describe_stages(stages: Stages) -> dict[str, Any]:
     """Plain values by which :func:`build_stages` makes the same networks."""
     encoder = stages.prior.encoder
     return {
-        "side_px": side_px,
         "prior": asdict(stages.prior.told),
         "backbone": asdict(encoder.told),
         "config": encoder.describe(),
@@ -127,17 +147,21 @@ def build_stages(settings: dict[str, Any], where: str) -> Stages:
     return Stages(prior, coder)
 
 
-def load_stages(folder: str) -> tuple[Stages, int]:
-    """The stages of a folder, float32, in evaluation mode; and the side of their pictures, pixels.
+def load_stages(folder: str) -> tuple[Stages, Settings]:
+    """The stages of a folder, float32, in evaluation mode, and what it remembers beside them.
+
+    Args:
+        folder: local, or ``gss``, which ships.
 
     Raises:
         UnigsError: no folder of GSS, or a damaged one.
     """
-    settings, weights = load_model(Path(folder), FOLDER)
+    stored, weights = load_model(locate_shipped(folder), FOLDER)
     with in_words("the settings and weights of GSS", folder):
-        stages = build_stages(settings, folder)
+        stages = build_stages(stored, folder)
         stages.load_state_dict(weights)
-        return stages.float().eval(), int(settings["side_px"])
+        settings = Settings(int(stored["side_px"]), float(stored["least_area"]))
+        return stages.float().eval(), settings
 
 
 def load_gss(
@@ -148,17 +172,20 @@ def load_gss(
     Raises:
         UnigsError: no folder of GSS, or a damaged one; something is asked of sampling.
     """
-    stages, side_px = load_stages(folder)
-    return GSSPredictor(stages.to(device), side_px, name, sampling)
+    stages, settings = load_stages(folder)
+    return GSSPredictor(stages.to(device), settings, name, sampling)
 
 
-def name_regions(image: torch.Tensor, seen: Seen, table: ClassTable) -> Prediction:
+def name_regions(
+    image: torch.Tensor, seen: Seen, table: ClassTable, least_area: float
+) -> Prediction:
     """Classes as entities, largest first.
 
     Args:
         image: uint8 [B, 3, H, W].
         seen: of it.
         table: K classes; class K is background, label 0.
+        least_area: see :class:`Settings`.
     """
     segment = split_things(seen.classes, table)
     labels, scores, names = [], [], []
@@ -167,7 +194,7 @@ def name_regions(image: torch.Tensor, seen: Seen, table: ClassTable) -> Predicti
         area = torch.bincount(place.flatten(), minlength=len(ids))
         chance = torch.bincount(place.flatten(), sure.flatten().double(), len(ids)) / area
         of_class = area.new_empty(len(ids)).scatter_(0, place.flatten(), classes.flatten())
-        big = (of_class < len(table)) & (area >= SMALLEST * place.numel())
+        big = (of_class < len(table)) & (area >= least_area * place.numel())
         order = [i for i in area.argsort(descending=True, stable=True).tolist() if big[i]]
         number = area.new_zeros(len(ids))
         number[order] = torch.arange(1, len(order) + 1, device=area.device)

@@ -24,6 +24,7 @@ from unigs.systems.joint.single import read_single_file
 from unigs.systems.joint.tokens import check_tokenizer, check_vocabulary, load_tokenizer
 from unigs.systems.joint.towers import LATENT_CHANNELS, FrozenTowers
 from unigs.weights import (
+    INDEX,
     check_numbers,
     find_weights,
     in_words,
@@ -32,7 +33,6 @@ from unigs.weights import (
     read_tensors,
 )
 
-INDEX = "model_index.json"
 _STEM = "diffusion_pytorch_model"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _OWN_FOLDERS = ("configs", "data", "runs")

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
 
 from unigs.records import TASKS, UnigsError
+from unigs.systems.adapters import merge
 from unigs.systems.joint.conditions import Conditions
 from unigs.systems.joint.towers import LATENT_CHANNELS
 
 IN_CHANNELS = 3 * LATENT_CHANNELS + 1  # z_i, z_s, m_c, z_c
 OUT_CHANNELS = 2 * LATENT_CHANNELS
+
+NEW_LAYERS = ("conv_in", "conv_out", "class_embedding")
+"""What Stable Diffusion lacks, wholly or in part; adapters of low rank would not do for it."""
 
 # Where the input columns of a pretrained UNet go: (first old column, first new column, how many).
 _MOVES = {
@@ -97,6 +102,14 @@ def widen_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
         wide = UNet2DConditionModel.from_config(wide_config)
     wide.load_state_dict(_widen_weights(unet), strict=True, assign=True)
     return wide.train(unet.training).requires_grad_(True)
+
+
+def merge_unet(unet: nn.Module) -> UNet2DConditionModel:
+    """A stock UNet in float32 that gives what an adapted one does (see ``systems.adapters``)."""
+    with torch.device("meta"):
+        stock = UNet2DConditionModel.from_config(unet.config)
+    stock.load_state_dict(merge(unet), strict=True, assign=True)
+    return stock.train(unet.training)
 
 
 def _widen_weights(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:

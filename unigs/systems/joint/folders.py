@@ -13,9 +13,8 @@ from typing import Any
 
 from unigs.codec import Palette
 from unigs.records import UnigsError
-from unigs.systems.folders import INDEX
 from unigs.systems.sampling import ALL, read_remembered
-from unigs.weights import in_words, read_config
+from unigs.weights import INDEX, in_words, read_config
 
 PARTS = {
     "unet": ["diffusers", "UNet2DConditionModel"],

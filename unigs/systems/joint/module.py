@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from diffusers.training_utils import cast_training_params
@@ -17,14 +17,18 @@ from diffusers.training_utils import cast_training_params
 from unigs.codec import Palette
 from unigs.records import Batch, UnigsError
 from unigs.runs import Rule
+from unigs.sharding import FSDP2
+from unigs.systems.adapters import Adapters, adapt
 from unigs.systems.joint.base import load_components, locate_base, resolve_prediction_type
 from unigs.systems.joint.conditions import encode_training, read_batch
-from unigs.systems.joint.denoiser import widen_unet
+from unigs.systems.joint.denoiser import NEW_LAYERS, merge_unet, widen_unet
 from unigs.systems.joint.objective import Objective, measure_losses
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.joint.predictor import JointPredictor
 from unigs.systems.sampling import Sampling, read_remembered
 from unigs.systems.system import Optimizer, System
+
+Compile = Literal["none", "blocks", "whole"]
 
 
 @dataclass(frozen=True)  # no slots: the command line reads its fields
@@ -34,19 +38,25 @@ class Compute:
     Args:
         gradient_checkpointing: recompute activations in the backward pass; about 30 % slower, far
             less memory.
-        compile: ``torch.compile`` the UNet.
+        compile: ``torch.compile`` of the UNet for training, in place: ``whole``, or its transformer
+            ``blocks`` one by one, which takes less time to compile.
         channels_last: NHWC memory format for UNet and VAE, faster for convolutions.
         towers_dtype: precision of the frozen VAE and text encoder.
         encode_chunk: pictures that the VAE encodes at a time, at 512 px 0.3 GiB each; None: all.
     """
 
     gradient_checkpointing: bool = False
-    compile: bool = False
+    compile: Compile = "none"
     channels_last: bool = False
     towers_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     encode_chunk: int | None = None
 
     def __post_init__(self) -> None:
+        if self.compile not in get_args(Compile):
+            raise UnigsError(
+                f"expected {', '.join(get_args(Compile))}, got {self.compile!r}, at "
+                "model.compute.compile"
+            )
         if self.encode_chunk is not None and self.encode_chunk < 1:
             raise UnigsError(
                 f"expected at least 1 picture at a time, got {self.encode_chunk}, "
@@ -91,6 +101,7 @@ class UniGS(System):
         sampling: how the trained model is best used, by task and under ``all``; it travels with
             the exported folder. No part of the training.
         compute: memory against speed.
+        adapters: train LoRA and the layers that Stable Diffusion lacks; None: every weight.
     """
 
     NETWORK = "unet"
@@ -112,16 +123,17 @@ class UniGS(System):
         optimizer: Optimizer = Optimizer(),  # noqa: B008
         sampling: dict[str, Sampling] = {},  # noqa: B006 (never changed)
         compute: Compute = Compute(),
+        adapters: Adapters | None = None,
     ) -> None:
         super().__init__()
         self.base, self.revision = base, revision
         self.palette, self.objective, self.optimizer = palette, objective, optimizer
         self.sampling = read_remembered(sampling, "model.sampling")
-        self.compute = compute
+        self.compute, self.adapters = compute, adapters
         self.keep_options(
             base=base, revision=revision, palette=palette, objective=objective,
             optimizer=optimizer, sampling={k: v.list_given() for k, v in self.sampling.items()},
-            compute=compute,
+            compute=compute, adapters=adapters,
         )  # fmt: skip
         self.unet: Any = None
         self.towers: Any = None
@@ -132,10 +144,11 @@ class UniGS(System):
         """A new module by the hyperparameters in a checkpoint; see ``System.rebuild``."""
         located = find_base(stored, base, where)
         kinds = {"palette": Palette, "objective": Objective, "optimizer": Optimizer}
-        kinds |= {"compute": Compute}
+        kinds |= {"compute": Compute, "adapters": Adapters}
         options = upgrade_options(stored) | located
         try:
-            return cls(**{k: kinds[k](**v) if k in kinds else v for k, v in options.items()})
+            records = {k: kinds[k](**v) for k, v in options.items() if k in kinds and v is not None}
+            return cls(**options | records)
         except UnigsError as error:
             raise UnigsError(f"{error}, of {where}") from error
 
@@ -151,6 +164,12 @@ class UniGS(System):
     def describe(self) -> str:
         return f"base {self.base!r}"
 
+    def setup(self, stage: str) -> None:
+        """Refuse precisions that the weights do not go with; see ``Learner.setup``."""
+        super().setup(stage)
+        if self.adapters:
+            self.adapters.check_precision(str(self.trainer.precision))
+
     def configure_model(self) -> None:
         """Load the base and widen its UNet; once, when the trainer or a checkpoint asks for it."""
         if self.unet is not None:
@@ -165,14 +184,50 @@ class UniGS(System):
         self.scheduler.register_to_config(prediction_type=kind)
         self.objective = replace(self.objective, prediction_type=kind)  # type: ignore[arg-type]
         self.hparams["objective"]["prediction_type"] = kind
+        if self.adapters:
+            adapt(self.unet, self.adapters, NEW_LAYERS)
         cast_training_params(self.unet, torch.float32)
         if self.compute.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         if self.compute.channels_last:
             self.unet.to(memory_format=torch.channels_last)
             self.towers.vae.to(memory_format=torch.channels_last)
-        if self.compute.compile:
-            self.unet.compile()
+
+    # --- compilation: of training alone, whose shapes are always the same ---
+
+    def on_fit_start(self) -> None:
+        """Compile what trains, in place, so that names stay as they are.
+
+        Raises:
+            UnigsError: the whole network is asked for, and is sharded.
+        """
+        super().on_fit_start()
+        if self.compute.compile == "none":
+            return
+        torch.compiler.set_stance("default")
+        # DDP would cut each graph at its buckets, and cannot where activations are checkpointed.
+        torch._dynamo.config.optimize_ddp = False
+        if self.compute.compile == "blocks":
+            self.unet.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        elif isinstance(self.trainer.strategy, FSDP2):
+            raise UnigsError(
+                "expected none or blocks with FSDP2, whose blocks are gathered between graphs, got "
+                "whole, at model.compute.compile"
+            )
+        else:
+            self.unet.compile(fullgraph=True, dynamic=False)
+
+    def on_validation_start(self) -> None:
+        """Let batches of other sizes use no graph, rather than make one each."""
+        torch.compiler.set_stance("eager_on_recompile")
+
+    def on_validation_end(self) -> None:
+        torch.compiler.set_stance("default")
+
+    def on_fit_end(self) -> None:
+        """Leave a network that answers as it is."""
+        for part in self.unet.modules():
+            part._compiled_call_impl = None
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Errors of the image and of the colormap stream, float32 [B] each."""
@@ -181,10 +236,10 @@ class UniGS(System):
         return measure_losses(self.objective, self.unet, self.scheduler, clean, conditions, batch)
 
     def make_pipeline(self) -> UniGSPipeline:
-        """A pipeline over the live components, without a copy."""
-        towers = self.towers
+        """A pipeline over the live components, without a copy but where adapters are merged."""
+        towers, unet = self.towers, merge_unet(self.unet) if self.adapters else self.unet
         return UniGSPipeline(
-            towers.vae, towers.text_encoder, towers.tokenizer, self.unet, self.scheduler,
+            towers.vae, towers.text_encoder, towers.tokenizer, unet, self.scheduler,
             palette=self.palette, sampling=self.sampling,
         )  # fmt: skip
 
@@ -211,8 +266,15 @@ def find_base(settings: Mapping[str, Any], base: str | None, path: Path) -> dict
 
 def upgrade_options(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The constructor's arguments out of a checkpoint, also of one with flat options."""
-    if isinstance(stored.get("palette"), Mapping):
-        return dict(stored)
+    new = dict(stored) if isinstance(stored.get("palette"), Mapping) else sort_options(stored)
+    compute = new.get("compute")
+    if isinstance(compute, Mapping) and isinstance(compute.get("compile"), bool):
+        new["compute"] = {**compute, "compile": "whole" if compute["compile"] else "none"}
+    return new
+
+
+def sort_options(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat options, each in its record."""
     new: dict[str, Any] = {}
     for name, value in stored.items():
         if name == "seed":  # the data's alone

@@ -12,12 +12,11 @@ from tqdm import tqdm
 from unigs.codec import Decoder
 from unigs.files import new_folder
 from unigs.records import TASKS, Batch, Prediction
-from unigs.systems.folders import check_target
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.predictor import name_task
 from unigs.systems.sampling import Sampling
 from unigs.tasks import RECIPES
-from unigs.weights import check_finite, in_words
+from unigs.weights import check_finite, check_target, in_words
 
 
 class JointPredictor:

@@ -25,7 +25,8 @@ class BitSampling:
     """How bits are sampled and read.
 
     Args:
-        steps: of DDIM (paper: 5 to 50, released: 20), 1 or more.
+        steps: of DDIM (paper: 5 to 50, released: 20; 32 of a clip's first frame), 1 or more.
+        later_steps: of a frame that follows on others, 1 or more (paper: 8).
         td: asymmetric time intervals: each step aims this many steps further than it goes, 0 or
             more (released: 1 or 2); 0 is plain DDIM.
         least_px: ids of fewer pixels are void (paper: 40, for large pictures).
@@ -36,9 +37,16 @@ class BitSampling:
     td: float = 1.0
     least_px: int = LEAST_PX
     seed: int = 0
+    later_steps: int = 8
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("td", 0), ("least_px", 1), ("seed", 0)):
+        for name, least in (
+            ("steps", 1),
+            ("later_steps", 1),
+            ("td", 0),
+            ("least_px", 1),
+            ("seed", 0),
+        ):
             if not least <= getattr(self, name) < float("inf"):
                 raise UnigsError(
                     f"expected {least} or more, got {getattr(self, name)!r}, "

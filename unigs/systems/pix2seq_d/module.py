@@ -16,13 +16,13 @@ from unigs.codec.analog_bits import BitCode
 from unigs.records import Batch, UnigsError
 from unigs.runs import Rule
 from unigs.systems.pix2seq_d.diffusion import BitSampling
-from unigs.systems.pix2seq_d.network import BitDenoiser, Network
+from unigs.systems.pix2seq_d.network import BitDenoiser, Network, widen_past
 from unigs.systems.pix2seq_d.objective import Objective, count_outputs, measure_losses
 from unigs.systems.pix2seq_d.predictor import BitPredictor, Trained, read_folder, read_network
 from unigs.systems.sampling import Sampling
 from unigs.systems.system import Optimizer, System
 from unigs.tasks.classes import ClassTable, list_classes
-from unigs.weights import in_words
+from unigs.weights import in_words, locate_shipped
 
 
 class Pix2SeqD(System):
@@ -35,11 +35,16 @@ class Pix2SeqD(System):
         optimizer: rate, warm-up and decay.
         sampling: how the trained model is best used; it travels with the exported folder.
         unconditional: pre-train the decoder alone, without the picture.
-        start_from: folder that ``unigs export`` wrote of an earlier stage, whose weights this one
-            begins with; None: at random, and the backbone as it says.
+        start_from: folder that ``unigs export`` wrote of an earlier stage, or the name of a model
+            that ships, whose weights this one begins with; None: at random, and the backbone as
+            it says. A stage that looks back may begin with one of pictures and of other classes.
+
+    Raises:
+        UnigsError: ids by place, which change from frame to frame, with frames to look back at.
     """
 
     NETWORK = "denoiser"
+    ENTRIES = ("encode", "denoise")
     ON_RESUME: ClassVar[dict[str, Rule]] = {
         **System.ON_RESUME,
         "model.start_from": "taken",  # a checkpoint's weights come after it
@@ -58,6 +63,11 @@ class Pix2SeqD(System):
         start_from: str | None = None,
     ) -> None:
         super().__init__()
+        if network.past and objective.ids == "place":
+            raise UnigsError(
+                "expected ids that stay over the frames (random, shuffle), got place, at "
+                "model.objective.ids with model.network.past"
+            )
         self.code, self.told, self.objective = code, network, objective
         self.optimizer, self.sampling = optimizer, sampling
         self.unconditional, self.start_from = unconditional, start_from
@@ -131,13 +141,13 @@ class Pix2SeqD(System):
             self.told, self.code, outputs, self.unconditional, self._download
         )
         if self.start_from is not None:
-            self._begin_with(Path(self.start_from))
+            self._begin_with(locate_shipped(self.start_from))
 
     def _begin_with(self, folder: Path) -> None:
         """Take the weights of an earlier stage.
 
         Raises:
-            UnigsError: it is of another code, size, loss or classes.
+            UnigsError: it is of another code, size, loss or classes, or looks further back.
         """
         earlier, _ = read_folder(folder)
         pairs = {
@@ -148,9 +158,15 @@ class Pix2SeqD(System):
         for name, (mine, theirs) in pairs.items():
             if mine != theirs:
                 raise UnigsError(f"expected {mine}, got {theirs}, at {name} of {folder}")
-        if self.classes is not None:
+        looks_back = earlier.network.told.past
+        if looks_back > self.told.past:
+            raise UnigsError(
+                f"expected a model that looks back at {self.told.past} frames or fewer, got "
+                f"{looks_back}, at model.network.past of {folder}"
+            )
+        if self.classes is not None and looks_back == self.told.past:
             self.classes.refuse_other(earlier.classes, str(folder))
-        self.denoiser.load_state_dict(earlier.network.state_dict())
+        self.denoiser.load_state_dict(widen_past(earlier.network.state_dict(), self.denoiser))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As of every system; a fit refuses other classes, all else takes the checkpoint's.
@@ -186,4 +202,4 @@ class Pix2SeqD(System):
 
 def _list_sizes(told: Network) -> dict[str, Any]:
     """The sizes of a network, wherever its backbone came from; weights of both must fit."""
-    return {**asdict(told), "backbone": None}
+    return {**asdict(told), "backbone": None, "past": None}

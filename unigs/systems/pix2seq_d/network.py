@@ -50,6 +50,7 @@ class Network:
         decoder_layers: of the transformer in the decoder's middle.
         normalize_noisy: scale noisy bits to a variance of 1 before the decoder sees them. At a
             small scale of the bits, clean ones are else faint beside the features (the paper: not).
+        past: frames of a clip whose bits the decoder sees besides; 0 of pictures (paper: 2).
     """
 
     backbone: Backbone = Backbone()  # noqa: RUF009 (frozen)
@@ -61,8 +62,11 @@ class Network:
     multipliers: tuple[int, ...] = (1, 1, 2, 2)
     decoder_layers: int = 6
     normalize_noisy: bool = False
+    past: int = 0
 
     def __post_init__(self) -> None:
+        if self.past < 0:
+            raise UnigsError(f"expected 0 frames or more, got {self.past}, at model.network.past")
         for name, step in (("divisor", 1), ("features", 1), ("tokens", HEAD), ("base", 4)):
             value = getattr(self, name)
             if value < step or value % step:
@@ -89,27 +93,42 @@ class BitDenoiser(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.told, self.blind, self.scale = told, blind, code.scale
+        self.past_channels = told.past * code.channels
         self.encoder = PictureEncoder(told, download, config)
-        self.decoder = build_decoder(told, code.channels + told.features, outputs)
+        inputs = code.channels + told.features + self.past_channels
+        self.decoder = build_decoder(told, inputs, outputs)
         self.encoder.requires_grad_(not blind)
 
-    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Look at the picture; once, however often its bits are denoised.
+    def encode(self, image: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Look at the picture, and back; once, however often its bits are denoised.
 
         Args:
             image: uint8 [B, 3, H, W].
+            past: bits of the frames before, float [B, past, C, h, w], the nearest first; None:
+                dropped, all bits are low.
 
         Returns:
-            Features float [B, F, h, w] on the mask grid and tokens float [B, L, D].
+            Features float [B, F + past C, h, w] on the mask grid and tokens float [B, L, D].
 
         Raises:
             UnigsError: the divisor does not divide the picture.
         """
         grid = find_grid((image.shape[-2], image.shape[-1]), self.told.divisor)
-        if not self.blind:
-            return self.encoder(image, grid)
         zeros = self.decoder.conv_in.weight.new_zeros
-        return zeros(len(image), self.told.features, *grid), zeros(len(image), 1, self.told.tokens)
+        if self.blind:
+            features = zeros(len(image), self.told.features, *grid)
+            tokens = zeros(len(image), 1, self.told.tokens)
+        else:
+            features, tokens = self.encoder(image, grid)
+        if not self.past_channels:
+            return features, tokens
+        if past is None:
+            bits = zeros(len(image), self.past_channels, *grid) - self.scale
+        else:
+            bits = past.flatten(1, 2).to(features.dtype)
+        if self.told.normalize_noisy:
+            bits = bits / self.scale
+        return torch.cat((features, bits), 1), tokens
 
     def denoise(self, noisy: Tensor, gamma: Tensor, features: Tensor, tokens: Tensor) -> Tensor:
         """One look at noisy bits.
@@ -117,7 +136,7 @@ class BitDenoiser(nn.Module):
         Args:
             noisy: float [B, C, h, w].
             gamma: float [B] in 0..1, the share of signal in them, which the network is told.
-            features, tokens: of :meth:`encode`.
+            features, tokens: of :meth:`encode`; what it looked back at lies in the features.
 
         Returns:
             float [B, outputs, h, w].
@@ -196,6 +215,17 @@ def place_tokens(cells: Tensor) -> Tensor:
 def resize(values: Tensor, size: Any) -> Tensor:
     """[B, C, *] at another size, bilinear."""
     return nn.functional.interpolate(values, tuple(size), mode="bilinear", align_corners=False)
+
+
+def widen_past(weights: Mapping[str, Tensor], network: BitDenoiser) -> dict[str, Tensor]:
+    """Weights of a network that looks back at fewer frames, for one that looks back at more.
+
+    What it sees besides weighs nothing yet, so both answer alike.
+    """
+    name = "decoder.conv_in.weight"
+    missing = network.decoder.conv_in.weight.shape[1] - weights[name].shape[1]
+    wide = nn.functional.pad(weights[name], (0, 0, 0, 0, 0, missing))
+    return {**weights, name: wide}
 
 
 def build_decoder(told: Network, inputs: int, outputs: int) -> UNet2DConditionModel:

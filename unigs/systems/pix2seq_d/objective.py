@@ -6,7 +6,7 @@ are functions of (seed, index) alone, so a resumed or re-scaled run sees the sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unigs.codec.analog_bits import BitCode, encode_bits, expected_bits, split_logits
 from unigs.codec.panoptic_ids import IdKind, draw_ids, instance_weights
 from unigs.records import TASKS, Batch, UnigsError
-from unigs.systems.noise import draw_noise, draw_times
+from unigs.systems.noise import draw_noise, draw_times, draw_uniform
 from unigs.systems.pix2seq_d.diffusion import add_noise, signal_share
 from unigs.systems.pix2seq_d.network import BitDenoiser, find_grid
 from unigs.systems.pixels import resize_labels
@@ -36,12 +36,15 @@ class Objective:
         ids: how entities get their ids: ``random``, ``shuffle`` or ``place``; see ``IdKind``.
         most_ids: the largest id in use, and so the most entities of a picture (paper: 100); None:
             as many as the bits hold.
+        past_dropped: share of the frames before that are not shown, each drawn for itself, so that
+            the network can do without (paper: 0.1 to 0.2). Of pictures it says nothing.
     """
 
     loss: LossKind = "xent"
     instance_power: float = 0.2
     ids: IdKind = "random"
     most_ids: int | None = None
+    past_dropped: float = 0.1
 
     def __post_init__(self) -> None:
         for name, kinds in (("loss", get_args(LossKind)), ("ids", get_args(IdKind))):
@@ -50,6 +53,11 @@ class Objective:
                     f"expected one of {', '.join(kinds)}, got {getattr(self, name)!r}, "
                     f"at model.objective.{name}"
                 )
+        if not 0 <= self.past_dropped <= 1:
+            raise UnigsError(
+                f"expected a share of 0 to 1, got {self.past_dropped}, "
+                "at model.objective.past_dropped"
+            )
 
     def limit_ids(self, code: BitCode) -> int:
         """The largest id in use.
@@ -73,11 +81,14 @@ class Truth(NamedTuple):
         classes: int64 [B, h, w], shifted by one; 0 is void.
         ids: int64 [B, h, w], 0 is none.
         known: bool [B, h, w].
+        past: classes and ids of the frames before, int64 [B, P, 2, h, w], the nearest first; None
+            of a network that does not look back.
     """
 
     classes: Tensor
     ids: Tensor
     known: Tensor
+    past: Tensor | None = None
 
 
 def count_outputs(loss: LossKind, code: BitCode) -> int:
@@ -86,9 +97,24 @@ def count_outputs(loss: LossKind, code: BitCode) -> int:
 
 
 def read_truth(
-    batch: Batch, table: ClassTable, code: BitCode, objective: Objective, grid: tuple[int, int]
+    batch: Batch,
+    table: ClassTable,
+    code: BitCode,
+    objective: Objective,
+    grid: tuple[int, int],
+    frames: int = 0,
 ) -> Truth:
     """Classes and ids of a batch on the mask grid, nearest; an id for each entity that is known.
+
+    An entity has one id in all frames of its sample: a clip is one tall picture.
+
+    Args:
+        batch: of entity segmentation.
+        table: its classes.
+        code: of the bits.
+        objective: how ids are drawn, and frames dropped.
+        grid: cells, h x w.
+        frames: that the network looks back at; a picture has none, and they are void.
 
     Raises:
         UnigsError: the batch is of another task.
@@ -102,8 +128,30 @@ def read_truth(
     classes = (found + 1).clamp(min=0)  # unknown and background are void
     labels = resize_labels(batch.labels, grid).masked_fill(classes == 0, 0)
     indices, most = batch.index.tolist(), objective.limit_ids(code)
-    ids = draw_ids(labels, code, batch.seed, indices, objective.ids, most=most)
-    return Truth(classes, ids, found != UNKNOWN)
+    seen = read_past(batch, table, objective, grid, frames)  # [B, P, 2, h, w]
+    tall = torch.cat((labels[:, None], seen[:, :, 1]), 1).flatten(1, 2)
+    drawn = draw_ids(tall, code, batch.seed, indices, objective.ids, most=most)
+    ids, *before = drawn.unflatten(1, (1 + frames, grid[0])).unbind(1)
+    past = torch.stack((seen[:, :, 0], torch.stack(before, 1)), 2) if frames else None
+    return Truth(classes, ids, found != UNKNOWN, past)
+
+
+def read_past(
+    batch: Batch, table: ClassTable, objective: Objective, grid: tuple[int, int], frames: int
+) -> Tensor:
+    """Classes and labels of the frames before, int64 [B, frames, 2, h, w]; 0 of those dropped."""
+    maps = torch.zeros(len(batch), frames, 2, *grid, dtype=torch.long, device=batch.labels.device)
+    if batch.past is None:
+        return maps
+    names = [(*here, *gone) for here, gone in zip(batch.names, batch.gone, strict=True)]
+    seen = replace(batch, names=names, ignored=torch.zeros_like(batch.ignored))
+    for k in range(min(frames, batch.past.shape[1])):
+        seen.labels = batch.past[:, k]
+        drawn = draw_uniform(batch.seed, batch.index.tolist(), f"past {k + 1}")
+        kept = (drawn >= objective.past_dropped).to(maps.device)[:, None, None]
+        classes = (resize_labels(paint_classes(seen, table), grid) + 1).clamp(min=0) * kept
+        maps[:, k, 0], maps[:, k, 1] = classes, resize_labels(seen.labels, grid) * (classes > 0)
+    return maps
 
 
 def measure_losses(
@@ -114,16 +162,23 @@ def measure_losses(
     Cells whose truth is unknown count as no error, so a sample weighs as much as is known of it.
     """
     grid = find_grid((batch.labels.shape[-2], batch.labels.shape[-1]), network.told.divisor)
-    truth = read_truth(batch, table, code, objective, grid)
+    truth = read_truth(batch, table, code, objective, grid, network.told.past)
     clean = encode_bits(truth.classes, truth.ids, code)
     indices = batch.index.tolist()
     noise = draw_noise(batch.seed, indices, clean.shape[1:], "noise").to(clean.device)
     gamma = signal_share(draw_times(batch.seed, indices)).to(clean.device, torch.float32)
     noisy = add_noise(clean, noise, gamma)
-    output = network.denoise(noisy, gamma, *network.encode(batch.image)).float()
+    past = None if truth.past is None else encode_past(truth.past, code)
+    output = network.denoise(noisy, gamma, *network.encode(batch.image, past)).float()
     error = measure_error(objective.loss, output, truth, (clean, noise), code)
     weight = instance_weights(truth.ids, objective.instance_power) * truth.known
     return (weight * error).mean((1, 2))
+
+
+def encode_past(maps: Tensor, code: BitCode) -> Tensor:
+    """Maps of classes and ids of frames, int64 [B, P, 2, h, w] -> bits float [B, P, C, h, w]."""
+    classes, ids = maps.flatten(0, 1).unbind(1)
+    return encode_bits(classes, ids, code).unflatten(0, maps.shape[:2])
 
 
 def measure_error(

@@ -1,9 +1,13 @@
-"""Pix2Seq-D behind ``Predictor``: a batch of pictures -> entities with classes, and its folder."""
+"""Pix2Seq-D behind ``Predictor``: a batch of pictures -> entities with classes, and its folder.
+
+Also a clip, frame by frame (``ClipPredictor``): the bits of the frames before stand beside the
+noisy ones, so that an entity keeps its id (Section 3, video).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +16,20 @@ import torch
 from torch import Tensor
 
 from unigs.codec.analog_bits import BitCode, decode_bits
-from unigs.codec.panoptic_ids import decode_panoptic
+from unigs.codec.panoptic_ids import Panoptic, decode_panoptic
 from unigs.pictures import colour_labels
 from unigs.records import Batch, Prediction, UnigsError
 from unigs.systems.backbone import Backbone
+from unigs.systems.clips import ClipState, Tracked
 from unigs.systems.folders import load_model, save_model
 from unigs.systems.noise import draw_noise
 from unigs.systems.pix2seq_d.diffusion import BitSampling, sample_bits
-from unigs.systems.pix2seq_d.network import BitDenoiser, Network
-from unigs.systems.pix2seq_d.objective import LossKind, count_outputs, read_clean
+from unigs.systems.pix2seq_d.network import BitDenoiser, Network, find_grid
+from unigs.systems.pix2seq_d.objective import LossKind, count_outputs, encode_past, read_clean
 from unigs.systems.pixels import resize_labels
 from unigs.systems.predictor import name_task
 from unigs.systems.sampling import Sampling
-from unigs.tasks.classes import ClassTable
+from unigs.tasks.classes import ClassTable, number_labels
 from unigs.weights import check_names, in_words
 
 KIND = "Pix2SeqDPredictor"
@@ -89,22 +94,84 @@ class BitPredictor:
         """
         if name_task(batch) != "entity":
             raise UnigsError(f"expected the task entity, got {name_task(batch)}, in {self.name}")
-        image = batch.image.to(next(self.trained.network.parameters()).device)
+        image = self._send(batch.image)
         bits = self.generate(image, batch.index.tolist())
-        return read_bits(bits, image, self.trained, self._sampling.least_px)
+        classes, ids, certain = read_maps(bits, image.shape[-2:], self.trained)
+        found = decode_panoptic(classes, ids, self._sampling.least_px)
+        return show_entities(found, certain, image, self.trained.classes)
 
-    def generate(self, image: Tensor, indices: list[int]) -> Tensor:
-        """Bits float32 [B, C, h, w] of uint8 [B, 3, H, W]; the picture is looked at once."""
-        trained = self.trained
-        features, tokens = trained.network.encode(image)
+    @property
+    def past_frames(self) -> int:
+        return self.trained.network.told.past
+
+    @torch.no_grad()
+    def follow(self, image: Tensor, state: ClipState) -> Tracked:
+        """The next frame of a clip; see ``ClipPredictor``.
+
+        Raises:
+            UnigsError: a frame of another size than those before.
+        """
+        image = self._send(image)
+        grid = find_grid((image.shape[-2], image.shape[-1]), self.multiple_px)
+        bits = self.generate(image, [state.frame], state.maps)
+        classes, ids, certain = read_maps(bits, image.shape[-2:], self.trained)
+        (found,) = decode_panoptic(classes, ids, self._sampling.least_px)
+        kept = restore_ids(found, ids[0])
+        painted = torch.tensor([0, *kept.classes])[kept.labels.cpu().long()]
+        maps = resize_labels(torch.stack((painted, kept.labels.cpu().long())), grid)[None]
+        before = maps if state.maps is None else torch.cat((maps, state.maps))
+        carried = ClipState(state.frame + 1, before[: max(1, self.past_frames)])
+        return Tracked(show_entities([kept], certain, image, self.trained.classes), carried)
+
+    def recall(
+        self, frame: int, labels: Sequence[Tensor], names: Sequence[str], size: Sequence[int]
+    ) -> ClipState:
+        """The state of known maps; see ``ClipPredictor``. Labels of no id are void."""
+        if not labels:
+            return ClipState(frame)
+        grid = find_grid((size[0], size[1]), self.multiple_px)
+        ids = torch.cat([resize_labels(one[None].cpu().long(), grid) for one in labels])
+        classes = (number_labels(names, self.trained.classes) + 1).clamp(min=0)[ids]
+        classes[ids > self.trained.most_ids] = 0
+        return ClipState(frame, torch.stack((classes, ids * (classes > 0)), 1))
+
+    def _send(self, image: Tensor) -> Tensor:
+        return image.to(next(self.trained.network.parameters()).device)
+
+    def generate(self, image: Tensor, indices: list[int], maps: Tensor | None = None) -> Tensor:
+        """Bits float32 [B, C, h, w]; the picture is looked at once.
+
+        Args:
+            image: uint8 [B, 3, H, W].
+            indices: which noise.
+            maps: of the frames before, as ``ClipState`` has them, of one frame; None: of pictures.
+        """
+        trained, sampling = self.trained, self._sampling
+        past = None
+        if maps is not None and self.past_frames:
+            past = self._look_back(image, maps)
+            sampling = replace(sampling, steps=sampling.later_steps)
+        features, tokens = trained.network.encode(image, past)
         shape = (trained.code.channels, *features.shape[-2:])
-        noise = draw_noise(self._sampling.seed, indices, shape, "sampled bits").to(image.device)
+        noise = draw_noise(sampling.seed, indices, shape, "sampled bits").to(image.device)
 
         def predict(noisy: Tensor, gamma: Tensor) -> Tensor:
             output = trained.network.denoise(noisy, gamma, features, tokens)
             return read_clean(trained.loss, output, noisy, gamma, trained.code)
 
-        return sample_bits(predict, noise, trained.code.scale, self._sampling)
+        return sample_bits(predict, noise, trained.code.scale, sampling)
+
+    def _look_back(self, image: Tensor, maps: Tensor) -> Tensor:
+        """Bits of the frames before, [1, past, C, h, w]; those that there are not yet are low."""
+        grid = find_grid((image.shape[-2], image.shape[-1]), self.multiple_px)
+        if tuple(maps.shape[-2:]) != grid:
+            raise UnigsError(
+                f"expected a frame of the size of those before, on a grid of {maps.shape[-2]} x "
+                f"{maps.shape[-1]} cells, got {grid[0]} x {grid[1]}, in {self.name}"
+            )
+        known = maps.new_zeros(1, self.past_frames, 2, *grid)
+        known[0, : len(maps)] = maps[: self.past_frames]
+        return encode_past(known, self.trained.code).to(image.device)
 
     def decode_again(self, batch: Batch, prediction: Prediction, decoder: str) -> Prediction:
         """The same prediction: bits are read in one way.
@@ -141,23 +208,44 @@ class BitPredictor:
         save_model(Path(folder), KIND, settings, trained.network.state_dict(), half)
 
 
-def read_bits(bits: Tensor, image: Tensor, trained: Trained, least_px: int) -> Prediction:
-    """Bits -> entities at the picture's size (Section 3, inference).
+def read_maps(bits: Tensor, size: Sequence[int], trained: Trained) -> tuple[Tensor, Tensor, Tensor]:
+    """Bits -> classes and ids, int64 [B, H, W], and how certain they are, float32 [B, H, W].
 
-    An entity's score is the mean over its pixels of the probability of what was read, each bit
-    taken for itself: the product of (1 + |bit| / scale) / 2.
+    Certain is the probability of what was read, each bit taken for itself: the product of
+    (1 + |bit| / scale) / 2.
 
     Args:
         bits: float32 [B, C, h, w] in -scale..scale.
-        image: uint8 [B, 3, H, W].
+        size: H, W of the picture.
         trained: code and classes.
-        least_px: smaller ids are void.
     """
-    code, table = trained.code, trained.classes
-    limits = {"most_class": len(table), "most_id": trained.most_ids}
+    code = trained.code
+    limits = {"most_class": len(trained.classes), "most_id": trained.most_ids}
     maps = (*decode_bits(bits, code, **limits), ((1 + bits.abs() / code.scale) / 2).prod(1))
-    classes, ids, certain = (resize_labels(one, image.shape[-2:]) for one in maps)
-    found = decode_panoptic(classes, ids, least_px)
+    classes, ids, certain = (resize_labels(one, size) for one in maps)
+    return classes, ids, certain
+
+
+def restore_ids(found: Panoptic, ids: Tensor) -> Panoptic:
+    """Entities under their own ids; the class of an id that no entity has is 0.
+
+    Args:
+        found: with labels 1..N.
+        ids: int64 [H, W], of which they were made.
+    """
+    table = ids.new_zeros(len(found.classes) + 1)
+    table[found.labels.flatten().long()] = ids.flatten()
+    table[0] = 0
+    classes = [0] * int(table.max())
+    for number, known in zip(table[1:].tolist(), found.classes, strict=True):
+        classes[number - 1] = known
+    return Panoptic(table[found.labels.long()].int(), classes)
+
+
+def show_entities(
+    found: Sequence[Panoptic], certain: Tensor, image: Tensor, table: ClassTable
+) -> Prediction:
+    """Entities as a prediction; a score is the mean of how certain the entity's pixels are."""
     labels = torch.stack([one.labels for one in found])
     shown = torch.from_numpy(np.stack([colour_labels(one) for one in labels.cpu().numpy()]))
     return Prediction(
@@ -165,7 +253,7 @@ def read_bits(bits: Tensor, image: Tensor, trained: Trained, least_px: int) -> P
         colormap=shown.to(labels.device),
         labels=labels,
         scores=[average_over(one.labels, sure) for one, sure in zip(found, certain)],
-        names=[[table.names[number - 1] for number in one.classes] for one in found],
+        names=[[table.names[n - 1] if n else "" for n in one.classes] for one in found],
     )
 
 

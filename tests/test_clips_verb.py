@@ -1,0 +1,184 @@
+"""``unigs segment --video``: frames in order, ids that stay, and runs that go on bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clip_parts import PICTURES, build
+from PIL import Image
+
+from unigs.cli import main
+from unigs.images import UnreadableImage, decode_frames
+from unigs.systems.clips import ClipState
+from unigs.systems.load import load_predictor
+from unigs.systems.pixels import fit_size, resize_labels, resize_pixels
+from unigs.verbs import frames as frames_of_verb
+from unigs.verbs import running, video
+
+FRAMES = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("models") / "clips"
+    build().make_predictor().save(str(path))
+    return str(path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _load_once(folder):
+    known = {folder: load_predictor(folder)}
+    load = lambda path, **how: known.get(path) or load_predictor(path, **how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "load_predictor", load)
+        yield
+
+
+@pytest.fixture
+def frames(tmp_path, monkeypatch) -> Path:
+    """Frames 8 to 11 of one size in a folder."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "frames").mkdir()
+    for k in range(FRAMES):
+        pixels = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+        picture = Image.fromarray(pixels).resize((56, 40), Image.Resampling.NEAREST)
+        picture.save(tmp_path / "frames" / f"{8 + k}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "frames"
+
+
+def segment(folder: str, out: str, given: str = "frames") -> int:
+    return main(["segment", "--video", given, "--model", folder, "--out", out])
+
+
+def read_labels(out: str) -> list[np.ndarray]:
+    """In the order of the numbers; ids, never colours."""
+    paths = sorted(Path(out, "labels").iterdir(), key=lambda path: int(path.stem.split("-")[-1]))
+    pictures = [Image.open(path) for path in paths]
+    assert {picture.mode for picture in pictures} == {"P"}
+    return [np.asarray(picture) for picture in pictures]
+
+
+def follow(folder: str, images: list[np.ndarray]) -> list[np.ndarray]:
+    """The labels by hand, one frame after the other."""
+    predictor, state, found = load_predictor(folder), ClipState(), []
+    for image in images:
+        whole = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
+        size = fit_size(*image.shape[:2], predictor.side_px, predictor.multiple_px)
+        prediction, state = predictor.follow(resize_pixels(whole, size), state)
+        found.append(resize_labels(prediction.labels, image.shape[:2])[0].numpy())
+    return found
+
+
+def test_frames_are_followed_in_the_order_of_their_numbers(folder, frames):
+    assert segment(folder, "out") == 0
+    images = [np.asarray(Image.open(frames / f"{k}.png")) for k in range(8, 12)]
+    for mine, expected in zip(read_labels("out"), follow(folder, images), strict=True):
+        np.testing.assert_array_equal(mine, expected)
+    for name in ("overlays/8.jpg", "records/11.json", "sheet.jpg", "panoptic.json"):
+        assert Path("out", name).exists()
+    assert Image.open("out/sheet.jpg").width > 4 * 256
+
+
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(folder, frames, monkeypatch, capsys):
+    assert segment(folder, "whole") == 0
+    whole = running.Runner.follow
+    calls = []
+
+    def stop(self, item, state):
+        calls.append(item.picture.key)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return whole(self, item, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running.Runner, "follow", stop)
+        assert segment(folder, "cut") == 130
+    assert calls == ["8", "9", "10"]
+    assert segment(folder, "cut") == 0
+    assert "2 of 4 frames are done already" in capsys.readouterr().out
+    for name in ("labels", "records", "overlays"):
+        for path in Path("whole", name).iterdir():
+            assert path.read_bytes() == Path("cut", name, path.name).read_bytes()
+    sizes = {Path(out, video.STATE).stat().st_size for out in ("whole", "cut")}
+    (frames / "12.png").write_bytes((frames / "8.png").read_bytes())
+    assert segment(folder, "cut") == 0
+    assert {Path("cut", video.STATE).stat().st_size} == sizes  # whatever the length
+
+
+def test_other_frames_in_the_same_folder_begin_again(folder, frames, capsys):
+    assert segment(folder, "out") == 0
+    first = read_labels("out")
+    Image.open(frames / "11.png").save(frames / "8.png")
+    assert segment(folder, "out") == 0
+    assert "all begin again" in capsys.readouterr().out
+    images = [np.asarray(Image.open(frames / f"{k}.png")) for k in range(8, 12)]
+    for mine, expected in zip(read_labels("out"), follow(folder, images), strict=True):
+        np.testing.assert_array_equal(mine, expected)
+    assert any((one != other).any() for one, other in zip(first, read_labels("out")))
+
+
+@pytest.mark.parametrize(("suffix", "options"), [("gif", {}), ("webp", {"lossless": True}),
+                                                 ("png", {}), ("tiff", {})])  # fmt: skip
+def test_an_animation_is_its_frames(folder, frames, suffix, options):
+    first, *rest = [Image.open(frames / f"{k}.png") for k in range(8, 12)]
+    first.save(f"clip.{suffix}", save_all=True, append_images=rest, **options)
+    images = list(decode_frames(Path(f"clip.{suffix}").read_bytes()))
+    assert len(images) == FRAMES
+    if suffix != "gif":  # 256 colours
+        np.testing.assert_array_equal(images[2], np.asarray(rest[1]))
+    assert segment(folder, "out", f"clip.{suffix}") == 0
+    for mine, expected in zip(read_labels("out"), follow(folder, images), strict=True):
+        np.testing.assert_array_equal(mine, expected)
+
+
+def test_a_bad_frame_is_told_and_the_others_are_followed(folder, frames, capsys):
+    (frames / "9.png").write_bytes(b"none")
+    Image.new("RGB", (40, 56)).save(frames / "10.png")
+    assert segment(folder, "out") == 1
+    said = "".join(capsys.readouterr())
+    assert "expected a readable picture" in said
+    assert "expected a frame of 56 x 40 px as the first, got 40 x 56 px" in said
+    assert "expected 4 usable pictures, got 2" in said
+    assert [path.stem for path in sorted(Path("out/labels").iterdir())] == ["11", "8"]
+    assert json.loads(Path("out/run.json").read_text())["last_call"]["made"] == 2
+
+
+def test_a_damaged_animation_gives_the_frames_before_the_damage(
+    folder, frames, monkeypatch, capsys
+):
+    first, *rest = [Image.open(frames / f"{k}.png") for k in range(8, 12)]
+    first.save("clip.png", save_all=True, append_images=rest)
+
+    def decode(data, start=0):
+        yield from list(decode_frames(data))[start:2]
+        raise UnreadableImage("picture unreadable", "cut")
+
+    monkeypatch.setattr(frames_of_verb, "decode_frames", decode)
+    assert segment(folder, "out", "clip.png") == 1
+    assert "expected 4 usable pictures, got 2 that are not" in capsys.readouterr().err
+    assert len(read_labels("out")) == 2
+
+
+def test_a_video_file_is_refused_with_the_way_to_cut_it(folder, frames, capsys):
+    Path("clip.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(64))
+    assert segment(folder, "out", "clip.mp4") == 1
+    said = capsys.readouterr().err
+    assert "expected a folder of pictures, or an animated GIF" in said
+    assert "ffmpeg -i clip.mp4 frames/%05d.png" in said
+
+
+def test_a_model_of_pictures_is_refused(tmp_path, frames, capsys):
+    build(network=PICTURES).make_predictor().save(str(tmp_path / "pictures"))
+    assert segment(str(tmp_path / "pictures"), "out") == 1
+    assert "expected a model that looks back" in capsys.readouterr().err
+
+
+def test_a_folder_of_pictures_takes_no_clip(folder, frames, capsys):
+    assert main(["segment", "frames", "--model", folder, "--out", "out"]) == 0
+    assert segment(folder, "out") == 1
+    assert "whose verb is segment" in capsys.readouterr().err

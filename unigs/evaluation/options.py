@@ -1,0 +1,61 @@
+"""What is asked of an evaluation: which pictures, and who judges them. No torch.
+
+The command line and configs read these records before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unigs.records import TASKS
+from unigs.tasks import TaskOptions
+
+
+@dataclass(frozen=True)  # no slots: the command line reads its fields
+class Scenes:
+    """Which pictures, and what is asked of them.
+
+    Args:
+        tasks: which of the four.
+        samples_per_task: pictures of each task (paper: 1000).
+        split: split of the sources.
+        source_weights: per task the weights of its sources, as in the data config.
+        resolution_px: side of the samples.
+        min_area: entities under this part of a sample are not asked for.
+        max_painted: most entities of a picture; None: what the default palette can paint.
+        batch_size: pictures per call.
+        num_workers: loader processes.
+        seed: of pictures and conditions.
+    """
+
+    tasks: tuple[str, ...] = TASKS
+    samples_per_task: int = 1000
+    split: str = "val"
+    source_weights: dict[str, dict[str, float]] | None = None
+    resolution_px: int = 512
+    min_area: float = TaskOptions.min_area
+    max_painted: int | None = None
+    batch_size: int = 8
+    num_workers: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)  # no slots: the command line reads its fields
+class JudgeFiles:
+    """Weights of the networks that judge pictures; what is not given is left out and named.
+
+    Args:
+        inception_weights: FID's network, inception-2015-12-05.pt.
+        clip_weights: an open_clip checkpoint file for the CLIP score, or a folder with its config.
+        clip_backbone: open_clip's name of that network.
+        clip_download: tag of the weights to download instead, e.g. openai.
+        segmenter: folder or hub id of the Mask2Former that judges synthesis.
+        allow_download: baselines and segmenter may come from the hub.
+    """
+
+    inception_weights: str | None = None
+    clip_weights: str | None = None
+    clip_backbone: str = "ViT-L-14-quickgelu"
+    clip_download: str | None = None
+    segmenter: str | None = None
+    allow_download: bool = False
