@@ -17,6 +17,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.components.image_editor import EditorValue
 from PIL import Image
 
 from unigs.demo.desk import TASKS, Answer, Ask, Desk, Stopped, Stops
@@ -226,7 +227,7 @@ def place_words(key: str) -> gr.Textbox:
 
 
 def place_editor(
-    key: str, label: str, colours: list[str], ground: dict[str, Any] | None = None
+    key: str, label: str, colours: list[str], ground: EditorValue | None = None
 ) -> gr.ImageEditor:
     """A canvas to paint on in some colours and nothing else; it takes no upload."""
     brush = gr.Brush(default_size=40, colors=list(colours), color_mode="fixed")
@@ -333,7 +334,7 @@ def connect(
 # --- values --------------------------------------------------------------------------------------
 
 
-def lay_under(picture: Image.Image) -> dict[str, Any]:
+def lay_under(picture: Image.Image) -> EditorValue:
     """A picture as the ground of an editor on which nothing is painted."""
     return {"background": picture, "layers": [], "composite": None}
 
