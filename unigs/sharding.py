@@ -226,7 +226,7 @@ def shard_network(network: nn.Module, mesh: DeviceMesh) -> None:
     for unit in (*list_blocks(network), network):
         fully_shard(unit, mesh=mesh)
         if mesh.device_type == "cpu":  # gloo has no averages
-            unit.set_force_sum_reduction_for_comms(True)  # type: ignore[attr-defined]
+            unit.set_force_sum_reduction_for_comms(True)  # type: ignore[operator,attr-defined]
 
 
 def take_local(tensor: Tensor) -> Tensor:

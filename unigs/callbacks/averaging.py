@@ -32,7 +32,7 @@ class EMA(Callback):
         self._restored: dict[str, Any] = {}
         self._steps = 0
         self._seen_steps = 0
-        self._trained: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        self._trained: list[tuple[torch.Tensor, torch.Tensor]] = []
         """Weights with what was trained, while averages stand there."""
         self._exchanged = False  # or they lie in the averages' memory
 
@@ -122,12 +122,12 @@ def list_trained(module: L.LightningModule) -> dict[str, torch.Tensor]:
     return {name: weight for name, weight in named if weight.requires_grad}
 
 
-def _take(weight: torch.nn.Parameter) -> torch.Tensor:
+def _take(weight: torch.Tensor) -> torch.Tensor:
     """What a weight is, to be put back: its memory, or a copy of its shard, which has to stay."""
     return weight.detach().clone() if isinstance(weight, DTensor) else weight.data
 
 
-def _put(weight: torch.nn.Parameter, value: torch.Tensor) -> None:
+def _put(weight: torch.Tensor, value: torch.Tensor) -> None:
     if isinstance(weight, DTensor):
         weight.detach().copy_(value)
     else:
