@@ -36,6 +36,7 @@ class Seen(Callback):
         self.words = ""
         self.losses: list[float] = []
         self.indices: list[list[int]] = []
+        self.figures: list[float] = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         self.indices.append(torch.as_tensor(batch.index).tolist())
@@ -43,8 +44,11 @@ class Seen(Callback):
     def on_before_backward(self, trainer, pl_module, loss) -> None:
         self.losses.append(loss.item())
 
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self.figures.append(trainer.callback_metrics["val/image"].item())
+
     def write(self) -> None:
-        self.out.write_text(json.dumps([self.losses, self.indices, self.words]))
+        self.out.write_text(json.dumps([self.losses, self.indices, self.words, self.figures]))
 
 
 class Strike(Callback):

@@ -224,9 +224,9 @@ def shard_network(network: nn.Module, mesh: DeviceMesh) -> None:
     for tensor in network.state_dict().values():
         dist.broadcast(tensor, 0)
     for unit in (*list_blocks(network), network):
-        fully_shard(unit, mesh=mesh)
+        sharded = fully_shard(unit, mesh=mesh)
         if mesh.device_type == "cpu":  # gloo has no averages
-            unit.set_force_sum_reduction_for_comms(True)  # type: ignore[operator,attr-defined]
+            sharded.set_force_sum_reduction_for_comms(True)
 
 
 def take_local(tensor: Tensor) -> Tensor:
