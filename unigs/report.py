@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from unigs.evaluation.intervals import compare_results
-from unigs.evaluation.tables import PAPER, Column, Table
+from unigs.evaluation.tables import TABLES, Column, Table
 from unigs.files import read_inside, write_json, write_text
 from unigs.records import UnigsError, show
 
@@ -298,7 +298,7 @@ def _render_pictures(table: Table, model: dict[str, Any]) -> str:
 
 
 def _tables_of(models: Sequence[dict[str, Any]]) -> list[Table]:
-    return [table for table in PAPER if any(table.task in model["figures"] for model in models)]
+    return [table for table in TABLES if any(table.task in model["figures"] for model in models)]
 
 
 def _find(groups: dict[str, Any], column: Column) -> Any:
