@@ -15,8 +15,9 @@ from jsonargparse import auto_cli
 from PIL import Image
 
 from unigs.evaluation.options import Scenes
+from unigs.evaluation.tables import PAPER
 from unigs.records import UnigsError
-from unigs.report import PAPER, draw_svg, write_report
+from unigs.report import draw_svg, write_report
 from unigs.verbs.evaluate import evaluate_models
 
 SCENES = Scenes(samples_per_task=4, resolution_px=64, batch_size=4, num_workers=0)

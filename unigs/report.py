@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from unigs.evaluation.intervals import compare_results
-from unigs.evaluation.tables import PAPER, Column, Table, is_papers
+from unigs.evaluation.tables import TABLES, Column, Table, is_papers
 from unigs.files import read_inside, write_json, write_text
 from unigs.records import UnigsError, show
 
@@ -277,7 +277,7 @@ def _read_pictures(task: str, model: dict[str, Any]) -> Iterator[tuple[str, str]
 
 
 def _tables_of(models: Sequence[dict[str, Any]]) -> list[Table]:
-    return [table for table in PAPER if any(table.task in model["figures"] for model in models)]
+    return [table for table in TABLES if any(table.task in model["figures"] for model in models)]
 
 
 def _find(groups: dict[str, Any], column: Column) -> Any:

@@ -21,7 +21,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One of the paper's tables; rows are its own numbers, None where it gives none."""
+    """A table of the report; rows are a paper's own numbers, None where it gives none."""
 
     title: str
     task: str
@@ -130,20 +130,24 @@ PAPER = (
             ("UniGS", (0.631, 0.692, 0.407)),
         ),
     ),
-    Table(
-        "Clips: unsupervised J&F",
-        "clips",
-        (
-            Column("J&F", "j_and_f"),
-            Column("J", "j_mean"),
-            Column("J recall", "j_recall"),
-            Column("J decay", "j_decay"),
-            Column("F", "f_mean"),
-            Column("F recall", "f_recall"),
-            Column("F decay", "f_decay"),
-            Column("id switches", "id_switches", digits=0),
-        ),
-        (("Pix2Seq-D on DAVIS 2017 val, arXiv 2210.06366", (0.684,)),),
-        "frames of a clip, true and found",
-    ),
 )
+
+CLIPS = Table(
+    "Clips: unsupervised J&F",
+    "clips",
+    (
+        Column("J&F", "j_and_f"),
+        Column("J", "j_mean"),
+        Column("J recall", "j_recall"),
+        Column("J decay", "j_decay"),
+        Column("F", "f_mean"),
+        Column("F recall", "f_recall"),
+        Column("F decay", "f_decay"),
+        Column("id switches", "id_switches", digits=0),
+    ),
+    (("Pix2Seq-D on DAVIS 2017 val, arXiv 2210.06366", (0.684,)),),
+    "frames of a clip, true and found",
+)
+
+TABLES = (*PAPER, CLIPS)
+"""All that a report may hold, in this order."""
