@@ -229,9 +229,7 @@ def test_shards_of_pictures_are_no_cache(base, shards):
         data.train_dataloader()
 
 
-def test_a_damaged_shard_ends_in_words_and_is_written_anew(
-    base, shards, config, cached, tmp_path, capfd
-):
+def test_a_damaged_shard_ends_in_words_and_is_written_anew(base, shards, config, tmp_path):
     out = write(config, tmp_path / "out", samples=20)
     before = list_files(out)
     path = out / "latents-train" / "latents-train-000001.tar"
