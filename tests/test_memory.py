@@ -228,8 +228,7 @@ def test_a_step_fits_its_gpu(name, samples, card_gib, hollow, monkeypatch):
     print(name, found)
     assert found["samples"] == samples
     assert found["most"] + RESERVE_GIB <= card_gib
-    page = read_page()  # without the rows that give a range
-    assert name not in page or page[name] == pytest.approx(found["most"], abs=0.06)
+    assert read_page()[name] == pytest.approx(found["most"], abs=0.06)
     adapted = name == "lora"
     assert found["share"] == 1 or (adapted and 0.02 < found["share"] < 0.04)
 
