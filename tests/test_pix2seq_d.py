@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -18,12 +16,10 @@ from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from unigs.callbacks import EMA, Evaluation, SampledValidation
-from unigs.cli import main
 from unigs.codec.analog_bits import BitCode, decode_bits, encode_bits
 from unigs.data import UniGSData, stack_samples
 from unigs.metrics.panoptic import PanopticEntityQuality
 from unigs.records import UnigsError
-from unigs.synthetic import draw_scene, scene_seed
 from unigs.systems import Pix2SeqD
 from unigs.systems.backbone import Backbone
 from unigs.systems.load import load_predictor, load_system
@@ -586,16 +582,3 @@ def test_it_overfits_sixteen_scenes(shards):
     found, quality = model.make_predictor()(batch), PanopticEntityQuality()
     quality.update(found.labels, batch.labels, batch.ignored)
     assert float(quality.compute()["pq"]) > 0.8
-
-
-def test_the_one_that_ships_names_what_it_finds(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    scene = draw_scene(scene_seed("test", 0), 64, max_things=2, max_stuff=2, min_radius=0.2)
-    Image.fromarray(scene.image).save("scene.png")
-    assert main(["segment", "scene.png", "--model", "pix2seq-d", "--out", "out"]) == 0
-    found = json.loads(Path("out/panoptic.json").read_text())
-    names = {one["id"]: one["name"] for one in found["categories"]}
-    segments = found["annotations"][0]["segments_info"]
-    predictor = load_predictor("pix2seq-d")
-    assert {names[one["category_id"]] for one in segments} <= set(predictor.trained.classes.names)
-    assert sum(one["area"] for one in segments) > 64 * 64 / 2

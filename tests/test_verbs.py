@@ -15,6 +15,7 @@ from test_gss import make_stages
 
 from unigs.cli import main
 from unigs.records import UnigsError
+from unigs.synthetic.scenes import STUFF_IDS, THING_IDS, draw_scene, scene_seed
 from unigs.systems.gss.predictor import GSSPredictor, Settings
 from unigs.systems.load import load_predictor
 from unigs.systems.sampling import Sampling
@@ -324,3 +325,16 @@ def test_files_folders_and_globs_name_each_picture_once(photos, capsys):
     _, pictures = gather_pictures(["photos"], Path("out"), "IMAGE")
     assert len({picture.key for picture in pictures}) == 5
     assert "1 files are no pictures, e.g. notes.txt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["pix2seq-d", "gss"])
+def test_siblings_that_ship_name_what_they_find(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scene = draw_scene(scene_seed("test", 0), 64, max_things=2, max_stuff=2, min_radius=0.2)
+    Image.fromarray(scene.image).save("scene.png")
+    assert main(["segment", "scene.png", "--model", model, "--out", "out"]) == 0
+    found = json.loads(Path("out/panoptic.json").read_text())
+    names = {one["id"]: one["name"] for one in found["categories"]}
+    segments = found["annotations"][0]["segments_info"]
+    assert {names[one["category_id"]] for one in segments} <= {*THING_IDS, *STUFF_IDS}
+    assert sum(one["area"] for one in segments) > 64 * 64 / 2
