@@ -19,7 +19,7 @@ from unigs.metrics.clips import ClipQuality
 from unigs.records import Prediction, Skips
 from unigs.systems.clips import ClipState, Tracked
 from unigs.systems.pixels import fit_size
-from unigs.verbs import clips as verb
+from unigs.verbs import scoring as verb
 
 OPTIONS = {"clips": 1, "val_clips": 2, "frames": 4, "size_px": 32}
 

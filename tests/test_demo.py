@@ -27,7 +27,7 @@ from unigs.outputs import encode_grey16
 from unigs.outputs.encode import encode_mask
 from unigs.pictures import colour_labels
 from unigs.records import UnigsError, UnigsWarning
-from unigs.systems.gss.predictor import GSSPredictor
+from unigs.systems.gss.predictor import GSSPredictor, Settings
 from unigs.systems.joint.pipeline import UniGSPipeline
 
 # --- strokes -------------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ def test_the_page_has_the_tabs_of_what_a_system_can_do(desk, tmp_path, monkeypat
     from unigs.demo.page import MOST_WAITING, build_page
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
-    GSSPredictor(make_stages().eval(), 32).save(str(tmp_path / "gss"))
+    GSSPredictor(make_stages().eval(), Settings(32, 0.001)).save(str(tmp_path / "gss"))
     joint = build_page(desk)
     assert list_tabs(joint) == ["Segment", "Find", "Inpaint", "Paint", "By brush", "By a label map"]
     for name in ("pix2seq-d", str(tmp_path / "gss")):

@@ -98,11 +98,12 @@ def test_an_out_that_cannot_be_written_is_named(
 ):
     out = str(make_outs(tmp_path)[kind])
     monkeypatch.setattr(load, "load_system", lambda *a: Holder(pipeline))
+    monkeypatch.setattr("unigs.verbs.export.check_checkpoint", Path)
     monkeypatch.setattr("unigs.systems.joint.pipeline.UniGSPipeline.load", lambda folder: pipeline)
     options = {
         "base": [],
         "export": ["--checkpoint", "x"],
-        "sheet": ["--pipeline", "x", "--shards", f"[{shards}]", "--scenes.resolution_px", "64",
+        "sheet": ["--pipeline", "tiny", "--shards", f"[{shards}]", "--scenes.resolution_px", "64",
                   "--scenes.tasks", "[entity]", "--sampling.num_inference_steps", "1"],
         "sample": ["--sampling.num_inference_steps", "1"],
     }[verb]  # fmt: skip
@@ -122,6 +123,7 @@ class Holder:
 
 def test_a_file_where_a_folder_belongs_is_kept(tmp_path, capsys, monkeypatch, pipeline):
     monkeypatch.setattr(load, "load_system", lambda *a: Holder(pipeline))
+    monkeypatch.setattr("unigs.verbs.export.check_checkpoint", Path)
     file = tmp_path / "file"
     file.write_text("mine")
     for words in (["base"], ["export", "--checkpoint", "x"], ["sample"]):

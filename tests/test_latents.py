@@ -22,7 +22,7 @@ from unigs.shards.samples import encode_member, split_members
 from unigs.streams import StreamLoader
 from unigs.systems.pix2seq_d.module import Pix2SeqD
 from unigs.tasks import TaskOptions
-from unigs.verbs import latents as verb
+from unigs.verbs import encoding as verb
 from unigs.verbs.latents import write_latents
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -26,7 +26,8 @@ import torch
 from unigs.recipes.bases import make_base
 from unigs.shards import write_shards
 from unigs.synthetic import write_datasets
-from unigs.verbs.latents import open_run, write_latents
+from unigs.verbs.encoding import open_run
+from unigs.verbs.latents import write_latents
 
 
 class Clock:

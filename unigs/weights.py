@@ -25,9 +25,15 @@ if TYPE_CHECKING:
 INDEX, DIGESTS = "model_index.json", "digests.json"
 """Of a model's folder: what it is, and the sha256 of every part."""
 
-SHIPPED = {"tiny": "pipeline", "pix2seq-d": "pix2seq-d", "gss": "gss", "vq": "vq"}
+SHIPPED = {
+    "tiny": "pipeline",
+    "pix2seq-d": "pix2seq-d",
+    "pix2seq-d-video": "pix2seq-d-video",
+    "gss": "gss",
+    "vq": "vq",
+}
 """Weights that come with the package, made for 64 px synthetic scenes -> folder in ``assets``:
-three models, and the posterior of GSS.
+models, and the posterior of GSS.
 """
 
 MAX_CONFIG_BYTES = 64 << 20

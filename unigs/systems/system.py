@@ -93,21 +93,21 @@ class Optimizer:
     """AdamW: linear warm-up, then constant or cosine, by optimiser step.
 
     Args:
-        kind: ``adamw8bit`` keeps its state in 8 bits (Dettmers et al. 2022), which takes a quarter
-            of the memory; it needs a CUDA GPU and ``pip install bitsandbytes``.
         learning_rate: after warm-up.
         warmup_steps: optimiser steps over which the rate rises linearly from 0.
         decay_steps: optimiser steps after which a cosine has brought the rate to 0; None: constant.
         weight_decay: of AdamW.
         betas: of AdamW.
+        kind: ``adamw8bit`` keeps its state in 8 bits (Dettmers et al. 2022), which takes a quarter
+            of the memory; it needs a CUDA GPU and ``pip install bitsandbytes``.
     """
 
-    kind: Literal["adamw", "adamw8bit"] = "adamw"
     learning_rate: float = 1e-5
     warmup_steps: int = 1000
     decay_steps: int | None = None
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
 
     def build(self, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser at its full rate.

@@ -1,21 +1,16 @@
-"""``unigs evaluate clips``: J&F of models that follow entities, on clips of DAVIS or like it."""
+"""``unigs evaluate clips``: J&F of models that follow entities, on clips of DAVIS or like it.
+
+No torch before names and clips are found: help and errors come at once.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
-
-import torch
 
 from unigs.annotations import find_sources
-from unigs.evaluation.clips import Labeller, PastKind, evaluate_clips, list_clips
 from unigs.records import UnigsError
-from unigs.report import write_report
-from unigs.systems.load import load_predictor
 from unigs.systems.sampling import Sampling
-from unigs.verbs.evaluate import check_names, name_model
-
-COPY = Labeller("copy of frame 0")
+from unigs.verbs.evaluate import check_names
 
 
 def evaluate_on_clips(
@@ -44,7 +39,7 @@ def evaluate_on_clips(
             ``out``.
 
     Example:
-        unigs evaluate clips --models runs/pix2seq-d-video/model --davis DAVIS --out runs/clips/eval
+        unigs evaluate clips --models pix2seq-d-video --davis DAVIS --out runs/clips/eval
     """
     check_names(models)
     found = {source.split: source for source in find_sources(davis=davis)}
@@ -52,29 +47,6 @@ def evaluate_on_clips(
         raise UnigsError(f"expected a split of {', '.join(sorted(found))}, got {split}, at {davis}")
     source = found[split]
     source.require_pictures()
-    chosen = list_clips(source, clips)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = [row for model in models for row in list_rows(model, device, sampling)]
-    folders = []
-    for row in [*rows, COPY]:
-        folders.append(out / row.name.replace(" ", "-").replace(",", ""))
-        evaluate_clips(row, source, chosen, folders[-1])
-    print(write_report(out, folders))
+    from unigs.verbs.scoring import score_followers  # torch, from here on
 
-
-def list_rows(model: str, device: str, sampling: Sampling) -> list[Labeller]:
-    """The rows of one model.
-
-    Raises:
-        UnigsError: it cannot follow a clip.
-    """
-    name = name_model(model)
-    predictor = load_predictor(model, name, device, sampling)
-    if not hasattr(predictor, "follow"):
-        raise UnigsError(
-            f"expected a model of Pix2SeqD, which follows entities through clips, got a "
-            f"{type(predictor).__name__}, at {model}"
-        )
-    if not predictor.past_frames:
-        return [Labeller(f"{name}, no past", predictor, "no past")]
-    return [Labeller(f"{name}, {past}", predictor, past) for past in get_args(PastKind)]
+    print(score_followers(models, source, clips, out, sampling))

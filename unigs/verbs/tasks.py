@@ -44,8 +44,9 @@ def segment_pictures(
         sampling: what to do in another way than the model remembers.
         video: take the images as frames of one clip, in the order of the numbers in their names, or
             one animated file (GIF, WebP, PNG, TIFF). An entity keeps its number over the frames;
-            the model must have learnt to (``network.past`` of Pix2SeqD). Beside the files of each
-            frame: sheet.jpg, and the state from which a stopped run goes on.
+            the model must have learnt to (``network.past`` of Pix2SeqD; default: the one that ships).
+            Beside the files of each frame: sheet.jpg, and the state from which a stopped run goes
+            on.
 
     Raises:
         UnigsError: what was typed leads nowhere, or at least one picture failed.
@@ -53,7 +54,7 @@ def segment_pictures(
     Example:
         unigs segment photo.jpg --out segmented
         unigs segment photos 'more/*.png' --out segmented --model runs/joint/pipeline
-        unigs segment --video frames --out followed --model runs/pix2seq-d-video/model
+        unigs segment --video frames --out followed
     """
     order = Order("segment", "entity", images, out, model, device, dtype, batch_size, sampling)
     (follow_clip if video else answer)(order)

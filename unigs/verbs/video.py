@@ -27,6 +27,9 @@ from unigs.verbs.request import read_request
 if TYPE_CHECKING:
     from unigs.systems.clips import ClipState
 
+DEFAULT = Path("pix2seq-d-video")
+"""The model that follows a clip if none is named."""
+
 STATE = "stream.safetensors"
 SHEET, COLUMNS, ROWS, TILE_PX = "sheet.jpg", 4, 3, 256
 
@@ -39,7 +42,7 @@ def follow_clip(order: Order) -> None:
             a frame failed.
     """
     check_order(order)
-    model = locate_model(order.model)
+    model = locate_model(order.model or DEFAULT)
     clip = open_clip(order.files, order.out)
     run = describe_order(replace(order, verb="segment --video"), model, clip.root)
     folder = OutFolder(order.out, run, {"versions": list_versions()})
