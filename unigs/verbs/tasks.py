@@ -44,7 +44,7 @@ def segment_pictures(
         sampling: what to do in another way than the model remembers.
         video: take the images as frames of one clip, in the order of the numbers in their names, or
             one animated file (GIF, WebP, PNG, TIFF). An entity keeps its number over the frames;
-            the model must have learnt to (``network.past`` of Pix2SeqD; default: the one that ships).
+            the model must have learnt to (``network.past`` of Pix2SeqD; default: one that ships).
             Beside the files of each frame: sheet.jpg, and the state from which a stopped run goes
             on.
 
