@@ -58,7 +58,7 @@ def eager(base, shards):
     return train(base, shards, Compute(gradient_checkpointing=True))
 
 
-@pytest.mark.parametrize("kind", ["blocks", "whole"])
+@pytest.mark.parametrize("kind", ["blocks", pytest.param("whole", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_graphs_are_made_once_and_whole(base, shards, eager, monkeypatch, kind, backend):
     compile_by(backend, monkeypatch)
