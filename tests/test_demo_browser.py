@@ -165,9 +165,7 @@ def drag(page, key: str, start, end) -> float:
 def test_the_page_asks_nobody_else_for_anything(visit, address):
     page = visit("Segment")
     page.locator("#banner").wait_for()
-    page.wait_for_timeout(
-        SETTLE_MS
-    )  # the page keeps a line to its server open: no rest to wait for
+    page.wait_for_timeout(SETTLE_MS)  # a line to its server stays open: no network is ever idle
     outside = [url for url in page.asked if not url.startswith((address, "data:", "blob:"))]
     assert page.asked
     assert not outside
