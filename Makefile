@@ -30,7 +30,7 @@ lock:  ## resolve the newest allowed versions into requirements.lock
 	$(BIN)/uv pip compile setup.cfg $(EXTRAS:%=--extra %) --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-header --upgrade -q -o requirements.lock
 
-quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one picture (9 minutes, 2 cores)
+quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one picture (10 minutes, 2 cores)
 	$(BIN)/unigs synthetic --out $(RUN)/data --images $(IMAGES) $(SCENES)
 	$(BIN)/unigs shards $(call SETS,$(RUN)/data) --out $(RUN)/shards
 	test -e $(RUN)/base/model_index.json || $(BIN)/unigs base --preset tiny --out $(RUN)/base
@@ -96,7 +96,7 @@ shards: install  ## your data -> shards: make shards COCO=... CITYSCAPES=... OUT
 	  $(if $(ENTITYSEG),--entityseg "$(ENTITYSEG)") $(if $(CITYSCAPES),--cityscapes "$(CITYSCAPES)") \
 	  $(if $(ADE20K),--ade20k "$(ADE20K)") $(if $(DAVIS),--davis "$(DAVIS)") --out "$(OUT)"
 
-test: install  ## the default suite, four to five minutes on 2 cores
+test: install  ## the default suite, six to seven minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
 
 test-slow: install  ## everything marked slow
