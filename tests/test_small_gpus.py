@@ -296,3 +296,11 @@ def test_an_average_in_the_hosts_memory_has_the_same_bits(base, shards, tmp_path
         assert all(torch.equal(weight, others[name]) for name, weight in mine.items())
     assert losses[0] == losses[1]
     assert losses[0]
+
+
+def test_an_average_in_the_hosts_memory_is_refused_where_weights_are_sharded(monkeypatch):
+    """Parameters stand for shards, which need a process group."""
+    monkeypatch.setattr("unigs.callbacks.averaging.DTensor", torch.nn.Parameter)
+    module = SimpleNamespace(network=torch.nn.Linear(2, 2))
+    with pytest.raises(UnigsError, match="beside the weights' shards, got 'cpu', at the device of"):
+        EMA(0.9, "cpu").on_fit_start(None, module)

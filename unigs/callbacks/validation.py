@@ -34,10 +34,11 @@ def log_panel(logger: Logger, key: str, panel: np.ndarray, step: int) -> None:
             ``add_image`` (TensorBoard).
         key, panel, step: uint8 [3, H, W] under a name, at an optimiser step.
     """
-    experiment: Any = getattr(logger, "experiment", None)
     if hasattr(logger, "log_image"):
         logger.log_image(key, [Image.fromarray(panel.transpose(1, 2, 0))], step=step)
-    elif hasattr(experiment, "add_image"):
+        return
+    experiment: Any = getattr(logger, "experiment", None)
+    if hasattr(experiment, "add_image"):
         experiment.add_image(key, panel, step)
 
 
