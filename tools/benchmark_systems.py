@@ -1,10 +1,13 @@
 """The three systems on the benchmark's scenes: one table, and the siblings' ablations.
 
     evaluate          all models that are there, on the test scenes, beside floor and ceilings
-    train [ROW ...]   one short run per row: scale of the bits, loss, small instances, ids, levels;
-                      --seed N trains it from another seed, into a folder of its own
+    shift             the models that name classes, on the same scenes with all hues turned
+    stages            learn the first stages of GSS (FT, TF, TT); what each loses, without a prior
+    train [ROW ...]   one short run per row: scale of the bits, loss, small instances, ids, levels,
+                      hidden pixels, variants; --seed N trains it from another seed, into a folder
+                      of its own; the variants want ``stages`` first
     sample            steps and asymmetric time intervals of the trained Pix2Seq-D
-    tables            write all of these that are there into docs/systems.md
+    tables            write all of these that are there into docs/systems.md and systems-gss.md
 
 After `make siblings`. Every choice is made on validation scenes; ``evaluate`` alone reads the test
 scenes. What is done is kept under runs/ and not done again.
@@ -19,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from benchmark_codes import draw_truth, list_stages
 from benchmark_joint import (
     FIXED,
     TEST,
@@ -37,7 +41,9 @@ from unigs.verbs.evaluate import name_model
 from unigs.weights import locate_shipped
 
 WORK = Path("runs/siblings")
-PAGE = Path("docs/systems.md")
+PAGE, GSS_PAGE = Path("docs/systems.md"), Path("docs/systems-gss.md")
+SHIFTED = Path("runs/benchmark/shifted")
+DEGREES = 90
 MODELS = {
     "floor (random)": "floor-random",
     "truth": "oracle",
@@ -51,7 +57,9 @@ MODELS = {
 """Row of the table -> model of ``unigs evaluate``."""
 PIX2SEQ_D, GSS = "configs/pix2seq-d-benchmark.yaml", "configs/gss-benchmark.yaml"
 OPTIONS = "--model.init_args"
-STEPS = 600
+STEPS, BATCH = 300, 8
+STAGES = {name: Path("runs/maskige") / name.lower() for name in ("FT", "TF", "TT")}
+HIDDEN = "data.init_args.tasks.unlabelled_share=0.15"
 
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Pix2Seq-D: b = 0.3, cross-entropy, p = 0.2, shuffled ids": (PIX2SEQ_D, ()),
@@ -71,8 +79,18 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Pix2Seq-D: noisy bits as they are": (
         PIX2SEQ_D, (f"{OPTIONS}.network.normalize_noisy=false",),
     ),
-    "GSS: multi-level features": (GSS, ()),
-    "GSS: last level alone": (GSS, (f"{OPTIONS}.prior.multi_level=false",)),
+    "GSS-FF, multi-level features": (GSS, ()),
+    "GSS-FF: last level alone": (GSS, (f"{OPTIONS}.prior.multi_level=false",)),
+    "GSS-FF: 15 % of pixels unlabelled": (GSS, (f"--{HIDDEN}",)),
+    "GSS-FF: the same without the auxiliary head": (
+        GSS, (f"--{HIDDEN}", f"{OPTIONS}.prior.auxiliary=false"),
+    ),
+    **{
+        f"GSS-{name}": (
+            GSS, (f"{OPTIONS}.variant={name}", f"{OPTIONS}.start_from={folder}"),
+        )
+        for name, folder in STAGES.items()
+    },
 }  # fmt: skip
 """What each short run changes; its config -> its options."""
 
@@ -96,6 +114,38 @@ def evaluate_test() -> None:
     run("evaluate", *as_words({"models": there, **TEST, **scenes, "out": WORK / "evaluation"}))
 
 
+def evaluate_shifted() -> None:
+    """Score the models that name classes on the test scenes with all hues turned."""
+    if not (SHIFTED / "shards").exists():
+        like = {"images": 1, "val_images": 1000, "held_out": "test", "colour_shift": DEGREES}
+        drawn = {"size_px": 80, "max_things": 4, "max_stuff": 2, "min_radius": 0.08}
+        run("synthetic", *as_words({"out": SHIFTED / "data", **like, **drawn}))
+        layouts = ("coco", "openimages", "entityseg")
+        sets = {name: SHIFTED / "data" / name for name in layouts}
+        run("shards", *as_words({**sets, "out": SHIFTED / "shards"}))
+    names = ("UperNet judge", "Pix2Seq-D", "GSS-FF", "GSS-FT-W")
+    models = [MODELS[name] for name in names]
+    scenes = {**FIXED, "scenes.samples_per_task": 1000, "scenes.tasks": ["entity"]}
+    where = {"shards": [SHIFTED / "shards"], "out": WORK / "shifted"}
+    run("evaluate", *as_words({"models": models, **where, **scenes}))
+
+
+def learn_stages() -> None:
+    """Learn the first stages that are not there, and measure what each loses."""
+    for name, folder in STAGES.items():
+        if not folder.exists():
+            options = {
+                "config": "configs/maskige.yaml", "model.variant": name, "model.out": folder,
+                "trainer.logger.init_args.name": f"maskige/{name.lower()}-train",
+            }  # fmt: skip
+            run("fit", *as_words(options))
+    folders = {**STAGES, "FT-W": Path(MODELS["GSS-FT-W"])}
+    there = {name: str(folder) for name, folder in folders.items() if folder.exists()}
+    found = list_stages(*draw_truth(200), "vq", [*there.values()], enlarge=2)
+    rates = [rate for _, rate in found]
+    write_json(WORK / "stages.json", dict(zip(("FF", "FF-R", *there), rates)))
+
+
 def row_folder(name: str, seed: int) -> Path:
     """Where a row's run lies."""
     slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
@@ -112,6 +162,7 @@ def train_rows(names: list[str], seed: int) -> None:
         options = {
             "config": config, "seed_everything": seed, "data.init_args.seed": seed,
             "trainer.max_steps": STEPS, "trainer.limit_val_batches": 0,
+            "data.init_args.loading.global_batch_size": BATCH,
             "model.init_args.optimizer.decay_steps": STEPS,
             "trainer.logger.init_args.save_dir": folder.parent,
             "trainer.logger.init_args.name": folder.name,
@@ -145,6 +196,10 @@ def fill_tables() -> None:
         replace_table(PAGE, "systems with classes", render_systems(names[4:]))
     if list(WORK.glob("seed-*/*/score.json")):
         replace_table(PAGE, "ablations", render_rows())
+    if (WORK / "shifted" / "report.md").exists():
+        replace_table(PAGE, "shifted", render_shifted())
+    if (path := WORK / "stages.json").exists():
+        replace_table(GSS_PAGE, "stages", render_stages(json.loads(path.read_text())))
     if (path := WORK / "sample.json").exists():
         figures = json.loads(path.read_text())
         lines = [[name, *tell(found["entity"])] for name, found in figures.items()]
@@ -179,12 +234,42 @@ def render_systems(names: Sequence[str]) -> list[list[str]]:
     return lines
 
 
+def render_shifted() -> list[list[str]]:
+    """Class mIoU on the test scenes, and on the same scenes with other colours."""
+    lines = [["", "as trained on", f"hues turned by {DEGREES}°", "what is left"]]
+    for name, model in MODELS.items():
+        paths = [WORK / kind / name_model(model) for kind in ("evaluation", "shifted")]
+        if all((path / "results.json").exists() for path in paths):
+            results = [json.loads((path / "results.json").read_text()) for path in paths]
+            found, sure = (
+                [one[p]["entity"]["all"] for one in results] for p in ("figures", "intervals")
+            )
+            cells = [tell(one, half, ["class mIoU"])[0] for one, half in zip(found, sure)]
+            lines.append([name, *cells, f"{found[1]['class_miou'] / found[0]['class_miou']:.2f}"])
+    return lines
+
+
+def render_stages(rates: Mapping[str, Sequence[float]]) -> list[list[str]]:
+    """Table 1 of the paper: true class maps there and back, and what a short prior makes of it."""
+    lines = [["", "there and back: class mIoU", "entity mIoU", "with a short prior: class mIoU"]]
+    for name, (entity, semantic) in rates.items():
+        row = next((row for row in ROWS if row.split(",")[0] == f"GSS-{name}"), None)
+        short = tell_seeds([one["class_miou"] for one in read_rows(row)]) if row else "-"
+        lines.append([name, f"{semantic:.3f}", f"{entity:.3f}", short])
+    return lines
+
+
+def read_rows(name: str) -> list[dict[str, float]]:
+    """Figures of a short run, one per seed that is there."""
+    paths = sorted(WORK.glob(f"seed-*/{row_folder(name, 0).name}/score.json"))
+    return [json.loads(path.read_text())["entity"] for path in paths]
+
+
 def render_rows() -> list[list[str]]:
     """The short runs: mean over the seeds that are there, and half their range."""
     lines = [["", *FIGURES]]
     for name in ROWS:
-        paths = sorted(WORK.glob(f"seed-*/{row_folder(name, 0).name}/score.json"))
-        runs = [json.loads(path.read_text())["entity"] for path in paths]
+        runs = read_rows(name)
         cells = [tell_seeds([one[figure] for one in runs]) for figure in FIGURES.values()]
         lines += [[name, *cells]] if runs else []
     return lines
@@ -194,12 +279,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("evaluate", "train", "sample", "tables"))
+    parser.add_argument(
+        "what", choices=("evaluate", "shift", "stages", "train", "sample", "tables")
+    )
     parser.add_argument("rows", nargs="*", choices=[[], *ROWS], help="of train; all by default")
     parser.add_argument("--seed", type=int, default=0, help="of train")
     told = parser.parse_args()
     steps = {
         "evaluate": evaluate_test,
+        "shift": evaluate_shifted,
+        "stages": learn_stages,
         "train": lambda: train_rows(told.rows, told.seed),
         "sample": compare_samplers,
         "tables": fill_tables,
