@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -125,6 +126,55 @@ def test_other_frames_in_the_same_folder_begin_again(folder, frames, capsys):
     for mine, expected in zip(read_labels("out"), follow(folder, images), strict=True):
         np.testing.assert_array_equal(mine, expected)
     assert any((one != other).any() for one, other in zip(first, read_labels("out")))
+
+
+def test_a_clip_that_got_shorter_begins_again(folder, frames, capsys):
+    assert segment(folder, "out") == 0
+    (frames / "11.png").unlink()
+    (frames / "10.png").unlink()
+    assert segment(folder, "out") == 0
+    said = capsys.readouterr().out
+    assert "all begin again" in said
+    assert "2 of 2 written" in said
+
+
+def test_an_animation_goes_on_where_it_stopped_unless_it_is_another(
+    folder, frames, monkeypatch, capsys
+):
+    first, *rest = [Image.open(frames / f"{k}.png") for k in range(8, 12)]
+    first.save("clip.png", save_all=True, append_images=rest)
+    assert segment(folder, "whole", "clip.png") == 0
+    with monkeypatch.context() as patch:
+        whole, calls = running.Runner.follow, []
+
+        def stop(self, item, state):
+            calls.append(item.picture.key)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return whole(self, item, state)
+
+        patch.setattr(running.Runner, "follow", stop)
+        assert segment(folder, "cut", "clip.png") == 130
+    capsys.readouterr()
+    assert segment(folder, "cut", "clip.png") == 0
+    assert "2 of 4 frames are done already" in capsys.readouterr().out
+    for mine, expected in zip(read_labels("cut"), read_labels("whole"), strict=True):
+        np.testing.assert_array_equal(mine, expected)
+    rest[2].save("clip.png", save_all=True, append_images=[first, *rest[:2]])
+    assert segment(folder, "cut", "clip.png") == 0
+    assert "all begin again" in capsys.readouterr().out
+
+
+def test_a_sheet_shows_twelve_frames_at_most(tmp_path):
+    frames = [SimpleNamespace(key=f"{k}") for k in range(30)]
+    (tmp_path / "overlays").mkdir()
+    for frame in frames:
+        Image.new("RGB", (8, 8)).save(tmp_path / "overlays" / f"{frame.key}.jpg")
+    sizes = []
+    for count in (12, 30):
+        video.write_sheet(tmp_path, SimpleNamespace(frames=frames[:count]))
+        sizes.append(Image.open(tmp_path / video.SHEET).size)
+    assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize(("suffix", "options"), [("gif", {}), ("webp", {"lossless": True}),

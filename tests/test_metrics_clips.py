@@ -202,6 +202,35 @@ def test_switches_by_hand():
     assert scores.partners.tolist() in ([5, 6], [6, 5])
 
 
+def test_half_of_an_object_is_not_found():
+    """An IoU of exactly 0.5 counts neither for recall nor as a change of its id."""
+    true = rows([1, 1], [1, 1], [1, 1])
+    figures = computed((rows([5, 0], [6, 0], [5, 0]), true))
+    assert figures["j_mean"] == pytest.approx(1 / 3)
+    assert figures["j_recall"] == figures["id_switches"] == 0
+
+
+def test_an_outline_counts_within_its_reach_and_no_further():
+    """0.8 % of a diagonal of 500 px are 4."""
+    masks = torch.zeros(3, 300, 400, dtype=torch.int32)
+    for mask, columns in zip(masks, (200, 204, 205)):
+        mask[:, :columns] = 1
+    near, far = (computed((masks[k : k + 1], masks[:1]))["f_mean"] for k in (1, 2))
+    assert (near, far) == (1, 0)
+
+
+def test_of_partners_of_one_j_the_better_outline_counts_under_any_names():
+    true = torch.zeros(1, 40, 40, dtype=torch.int32)
+    true[:, 8:32, 8:32] = 1
+    smooth, ragged = torch.zeros_like(true), torch.zeros_like(true)
+    smooth[:, 8:32, 8:16] = 1
+    ragged[:, 8:32:2, 16:32:2] = ragged[:, 9:32:2, 17:32:2] = 1
+    assert smooth.sum() == ragged.sum()
+    alone = computed((smooth, true))
+    for found in (smooth + 2 * ragged, 2 * smooth + ragged):
+        assert computed((found, true)) == alone
+
+
 def test_clips_that_do_not_fit_are_refused():
     clip = torch.ones(3, 4, 4, dtype=torch.int32)
     for other, message in ((clip[:2], "shape"), (clip.float(), "integers")):
