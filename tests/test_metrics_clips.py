@@ -98,9 +98,10 @@ def computed(*clips):
     return {name: float(value) for name, value in metric.compute().items()}
 
 
-@pytest.mark.parametrize(("seed", "void"), [(1, 0.0), (3, 0.1)])
-def test_figures_equal_loops_over_pixels_and_partners(seed, void):
-    clip = draw_pair(seed, 5, void)
+@pytest.mark.parametrize(("seed", "frames", "void"), [(4, 7, 0.0), (3, 5, 0.1)])
+def test_figures_equal_loops_over_pixels_and_partners(seed, frames, void):
+    """Ends of quarters of 7 frames lie at halves, which are rounded up."""
+    clip = draw_pair(seed, frames, void)
     figures = computed(clip)
     for name, value in loop_figures(*clip).items():
         assert figures[name] == pytest.approx(value, abs=1e-9), name
@@ -132,7 +133,7 @@ def to_trackeval(found, true):
 
 def test_figures_equal_those_of_trackeval():
     metrics = pytest.importorskip("trackeval.metrics")
-    clips = [draw_pair(seed, frames) for seed in range(4) for frames in (4, 9, 14)]
+    clips = [draw_pair(seed, frames) for seed in range(4) for frames in (4, 7, 14)]
     quiet = {"PRINT_CONFIG": False}
     rows = [metrics.JAndF().eval_sequence(to_trackeval(*clip[:2])) for clip in clips]
     names = {"J": "j", "F": "f", "Mean": "mean", "Recall": "recall", "Decay": "decay"}
@@ -200,6 +201,12 @@ def test_switches_by_hand():
     assert computed((swapped, true), (swapped, true))["id_switches"] == 4
     scores = score_clip([score_frame(*frame) for frame in zip(swapped, true, strict=True)])
     assert scores.partners.tolist() in ([5, 6], [6, 5])
+
+
+def test_an_object_without_a_partner_is_compared_with_nothing():
+    """Not with what another object's partner covers of it."""
+    figures = computed((rows([5, 5, 5, 0], [5, 5, 5, 0]), rows([1, 1, 2, 3], [1, 1, 2, 3])))
+    assert figures["j_mean"] == pytest.approx(2 / 9)
 
 
 def test_half_of_an_object_is_not_found():
