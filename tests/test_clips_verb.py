@@ -113,6 +113,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(folder, frames, monkeypatch,
     sizes = {Path(out, video.STATE).stat().st_size for out in ("whole", "cut")}
     (frames / "12.png").write_bytes((frames / "8.png").read_bytes())
     assert segment(folder, "cut") == 0
+    assert "4 of 5 frames are done already" in capsys.readouterr().out
     assert {Path("cut", video.STATE).stat().st_size} == sizes  # whatever the length
 
 
