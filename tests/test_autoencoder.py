@@ -28,12 +28,19 @@ def test_the_shipped_autoencoder_is_small_and_stock(vae):
     assert {file.suffix for file in files} == {".json", ".safetensors", ".md"}
 
 
+@pytest.fixture(scope="module")
+def scenes() -> torch.Tensor:
+    """Label maps int32 [100, 64, 64]; test scenes, which it never saw."""
+    labels = [draw_scene(scene_seed("test", i), 64).labels.astype("int32") for i in range(100)]
+    return torch.stack([torch.from_numpy(one) for one in labels])
+
+
 @pytest.mark.parametrize(("drawn", "ceiling"), [(None, 0.80), (2, 0.94)])
-def test_truth_through_palette_autoencoder_and_decoder_reaches_its_ceiling(vae, drawn, ceiling):
-    """All entities, or two of them on black; test scenes, which it never saw."""
-    scenes = [draw_scene(scene_seed("test", i), 64).labels.astype("int32") for i in range(100)]
-    labels = torch.stack([torch.from_numpy(scene) for scene in scenes])
-    palette = Palette(cells=7)
+def test_truth_through_palette_autoencoder_and_decoder_reaches_its_ceiling(
+    vae, scenes, drawn, ceiling
+):
+    """All entities, or two of them on black."""
+    labels, palette = scenes.clone(), Palette(cells=7)
     if drawn:
         labels[labels > drawn] = 0
     with torch.no_grad():

@@ -309,6 +309,40 @@ def test_a_state_that_is_none_is_refused_in_words(tmp_path):
         read_state(path)
 
 
+@pytest.mark.parametrize(
+    ("frame", "maps"),
+    [
+        (0, torch.zeros(2, 2, 4, 4, dtype=torch.int64)),
+        (1, torch.zeros(2, 3, 4, 4, dtype=torch.int64)),
+        (1, torch.zeros(2, 4, 4, dtype=torch.int64)),
+        (1, torch.zeros(2, 2, 4, 4)),
+    ],
+)
+def test_a_state_of_other_maps_is_refused_in_words(tmp_path, frame, maps):
+    save_state(ClipState(frame, maps), tmp_path / "stream.safetensors")
+    with pytest.raises(UnigsError, match=r"maps int64 .*, got torch.*stream.safetensors"):
+        read_state(tmp_path / "stream.safetensors")
+
+
+def test_before_the_start_there_are_low_bits(model, monkeypatch):
+    """The second frame sees the first as the nearest, and nothing behind it."""
+    predictor, shown = model.make_predictor(), []
+    first, second = draw_frames(2)
+    _, state = predictor.follow(first, ClipState())
+    whole = model.denoiser.encode
+
+    def encode(image, past=None):
+        shown.append(past)
+        return whole(image, past)
+
+    monkeypatch.setattr(model.denoiser, "encode", encode)
+    predictor.follow(second, state)
+    (past,) = shown
+    assert torch.equal(past[:, :1], encode_past(state.maps[None], CODE))
+    assert state.maps.any()
+    assert (past[:, 1] == -CODE.scale).all()
+
+
 def test_without_a_past_a_frame_is_the_picture(samples):
     for network in (CLIPS, PICTURES):
         predictor = build(network=network).make_predictor()
@@ -353,6 +387,7 @@ def test_one_that_knows_the_truth_gives_it_under_the_ids_of_the_past(samples, mo
         names = [*sample.names, *sample.gone]
         state = predictor.recall(4, list(batch.past[0]), names, GRID)
         assert torch.equal(state.maps[:, 1], batch.past[0].long())
+        assert state.frame == 4
         state = replace(state, maps=torch.stack((state.maps[:, 0], RENAMED[state.maps[:, 1]]), 1))
         labels = RENAMED[batch.labels.long()]
         bits = encode_bits((labels > 0).long(), labels, CODE)
@@ -365,7 +400,8 @@ def test_one_that_knows_the_truth_gives_it_under_the_ids_of_the_past(samples, mo
         monkeypatch.setattr(model.denoiser, "denoise", denoise)
         prediction, after = predictor.follow(batch.image, state)
         assert torch.equal(prediction.labels.long(), labels)
-        assert torch.equal(after.maps[0, 1], labels[0])
+        assert torch.equal(after.maps[0], torch.stack(((labels[0] > 0).long(), labels[0])))
+        assert after.frame == 5
         assert torch.equal(after.maps[1], state.maps[0])
         seen = shown[0][:, -2 * CODE.channels :] * CODE.scale  # normalised
         torch.testing.assert_close(seen, encode_past(state.maps[None], CODE).flatten(1, 2))

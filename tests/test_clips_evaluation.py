@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from clip_parts import PICTURES, build, write_davis
 
 from unigs.annotations import find_sources
 from unigs.cli import main
-from unigs.evaluation.clips import Labeller, evaluate_clips, list_clips, read_frame
+from unigs.evaluation.clips import Labeller, describe_clips, evaluate_clips, list_clips, read_frame
 from unigs.metrics.clips import ClipQuality
 from unigs.records import Prediction, Skips
 from unigs.systems.clips import ClipState, Tracked
@@ -124,6 +125,19 @@ def test_each_row_sees_the_past_that_it_names(source, truth, tmp_path):
     for number, state in enumerate(seen["own past"]):
         assert (state.maps is None) == (number % 4 == 0)
         assert state.maps is None or not state.maps.any()
+
+
+def test_results_belong_to_the_clips_and_to_every_byte_of_their_files(root, tmp_path):
+    shutil.copytree(root, tmp_path / "davis")
+    source = next(one for one in find_sources(davis=tmp_path / "davis") if one.split == "val")
+    clips = list_clips(source)
+    assert list(list_clips(source, 1)) == list(clips)[:1]
+    seen = [describe_clips(source, clips), describe_clips(source, list_clips(source, 1))]
+    for path in source.inputs(0):
+        path.write_bytes(path.read_bytes() + b"\0")
+        seen.append(describe_clips(source, clips))
+    digests = [json.dumps(one) for one in seen]
+    assert len({*digests}) == len(digests) == 4
 
 
 def test_void_is_ignored_and_crowds_have_no_id(source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ SMALL = {"gpu-24gb", "gpu-24gb-8bit", "gpu-16gb", "lora"}
 BASES = {
     **dict.fromkeys(OVERLAYS | SMALL, "joint"),
     "fsdp2": "joint",
+    "gss-ade20k": "gss",
+    "gss-cityscapes": "gss",
     "gss-ft-w": "gss-benchmark",
     "entity-benchmark": "benchmark",
     "pix2seq-d-video": "pix2seq-d",
@@ -29,6 +32,13 @@ def words_for(path: Path) -> list[str]:
     return ["fit", *(word for file in files for word in ("--config", str(file)))]
 
 
+@cache
+def instantiate(path: Path):
+    """The command line of a config, on a CPU."""
+    cpu = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.devices=1"]
+    return make_cli([*words_for(path), *cpu], run=False)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_config_opens_with_what_it_trains_and_on_what(path):
     first, second = path.read_text().splitlines()[:2]
@@ -39,8 +49,7 @@ def test_config_opens_with_what_it_trains_and_on_what(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_config_parses_and_instantiates(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    cpu = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.devices=1"]
-    cli = make_cli([*words_for(path), *cpu], run=False)
+    cli = instantiate(path)
     assert cli.trainer.max_epochs or cli.trainer.max_steps > 0
     assert not cli.trainer._accelerator_connector.use_distributed_sampler
 
@@ -49,7 +58,7 @@ def test_config_parses_and_instantiates(path, monkeypatch, tmp_path):
 def test_an_overlay_trains_its_task_alone(task, monkeypatch, tmp_path):
     path = next(p for p in CONFIGS if p.stem == task)
     monkeypatch.chdir(tmp_path)
-    cli = make_cli([*words_for(path), "--trainer.precision=32-true"], run=False)
+    cli = instantiate(path)
     assert cli.datamodule.task_ratios == {task: 1.0}
     assert cli.trainer.max_epochs == 48
     assert cli.model.hparams.base.startswith("stable-diffusion-v1-5/")

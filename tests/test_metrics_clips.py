@@ -98,9 +98,10 @@ def computed(*clips):
     return {name: float(value) for name, value in metric.compute().items()}
 
 
-@pytest.mark.parametrize(("seed", "void"), [(1, 0.0), (3, 0.1)])
-def test_figures_equal_loops_over_pixels_and_partners(seed, void):
-    clip = draw_pair(seed, 5, void)
+@pytest.mark.parametrize(("seed", "frames", "void"), [(4, 7, 0.0), (3, 5, 0.1)])
+def test_figures_equal_loops_over_pixels_and_partners(seed, frames, void):
+    """Ends of quarters of 7 frames lie at halves, which are rounded up."""
+    clip = draw_pair(seed, frames, void)
     figures = computed(clip)
     for name, value in loop_figures(*clip).items():
         assert figures[name] == pytest.approx(value, abs=1e-9), name
@@ -132,7 +133,7 @@ def to_trackeval(found, true):
 
 def test_figures_equal_those_of_trackeval():
     metrics = pytest.importorskip("trackeval.metrics")
-    clips = [draw_pair(seed, frames) for seed in range(4) for frames in (4, 9, 14)]
+    clips = [draw_pair(seed, frames) for seed in range(4) for frames in (4, 7, 14)]
     quiet = {"PRINT_CONFIG": False}
     rows = [metrics.JAndF().eval_sequence(to_trackeval(*clip[:2])) for clip in clips]
     names = {"J": "j", "F": "f", "Mean": "mean", "Recall": "recall", "Decay": "decay"}
@@ -200,6 +201,41 @@ def test_switches_by_hand():
     assert computed((swapped, true), (swapped, true))["id_switches"] == 4
     scores = score_clip([score_frame(*frame) for frame in zip(swapped, true, strict=True)])
     assert scores.partners.tolist() in ([5, 6], [6, 5])
+
+
+def test_an_object_without_a_partner_is_compared_with_nothing():
+    """Not with what another object's partner covers of it."""
+    figures = computed((rows([5, 5, 5, 0], [5, 5, 5, 0]), rows([1, 1, 2, 3], [1, 1, 2, 3])))
+    assert figures["j_mean"] == pytest.approx(2 / 9)
+
+
+def test_half_of_an_object_is_not_found():
+    """An IoU of exactly 0.5 counts neither for recall nor as a change of its id."""
+    true = rows([1, 1], [1, 1], [1, 1])
+    figures = computed((rows([5, 0], [6, 0], [5, 0]), true))
+    assert figures["j_mean"] == pytest.approx(1 / 3)
+    assert figures["j_recall"] == figures["id_switches"] == 0
+
+
+def test_an_outline_counts_within_its_reach_and_no_further():
+    """0.8 % of a diagonal of 500 px are 4."""
+    masks = torch.zeros(3, 300, 400, dtype=torch.int32)
+    for mask, columns in zip(masks, (200, 204, 205)):
+        mask[:, :columns] = 1
+    near, far = (computed((masks[k : k + 1], masks[:1]))["f_mean"] for k in (1, 2))
+    assert (near, far) == (1, 0)
+
+
+def test_of_partners_of_one_j_the_better_outline_counts_under_any_names():
+    true = torch.zeros(1, 40, 40, dtype=torch.int32)
+    true[:, 8:32, 8:32] = 1
+    smooth, ragged = torch.zeros_like(true), torch.zeros_like(true)
+    smooth[:, 8:32, 8:16] = 1
+    ragged[:, 8:32:2, 16:32:2] = ragged[:, 9:32:2, 17:32:2] = 1
+    assert smooth.sum() == ragged.sum()
+    alone = computed((smooth, true))
+    for found in (smooth + 2 * ragged, 2 * smooth + ragged):
+        assert computed((found, true)) == alone
 
 
 def test_clips_that_do_not_fit_are_refused():

@@ -84,51 +84,43 @@ def test_a_mistyped_verb_is_named_with_the_nearest(capsys):
     assert capsys.readouterr().err.startswith("unigs: expected an option of this verb, got --uot")
 
 
-HEAVY = {"torch", "diffusers", "lightning", "transformers"}
+HEAVY = ["torch", "diffusers", "lightning", "transformers"]
+SMALL = [
+    ("segment --help", 0),
+    ("sample --help", 0),
+    ("export --help", 0),
+    ("fit --help", 0),
+    ("base --out unigs", 1),
+    ("evaluate --models nowhere --shards . --out o", 1),
+    ("evaluate --models oracle --shards nowhere --out o", 1),
+    ("sheet --pipeline tiny --shards nowhere --out o.png", 1),
+    ("export --checkpoint nothing.ckpt --out o", 1),
+    ("sample --out o --task entity --image nothing.png", 1),
+    ("predict", 2),
+    ("find nothing.png --words star --out o", 1),
+    ("inpaint README.md --mask nothing --words x --out o", 1),
+    ("paint --wrods", 2),
+    ("segmnt", 2),
+]
+CALLS = [
+    *((words, code, [*HEAVY, "scipy.ndimage"]) for words, code in SMALL),
+    *((f"{verb} --help", 0, HEAVY) for verb in VERBS),
+]
+"""What is typed, the exit code, and what is not imported by then."""
 
 RUN = """
 import sys, unigs.cli
-try:
-    code = unigs.cli.main({words!r})
-except SystemExit as stop:
-    code = stop.code
-print("end:", code, sorted({heavy!r} & set(sys.modules)))
-"""
-
-HELP = """
-import sys, unigs.cli
-for verb in unigs.cli.VERBS:
+for words, _, heavy in {calls!r}:
     try:
-        unigs.cli.main([*verb.split(), "--help"])
+        code = unigs.cli.main(words.split())
     except SystemExit as stop:
-        print("end:", verb, stop.code, sorted({heavy!r} & set(sys.modules)))
+        code = stop.code
+    print("end:", words, code, sorted({{*heavy}} & set(sys.modules)))
 """
 
 
-def test_the_help_of_no_verb_imports_a_model():
-    told = run_python(HELP.format(heavy=HEAVY))
-    assert all(f"end: {verb} 0 []" in told for verb in VERBS)
-
-
-@pytest.mark.parametrize(
-    ("words", "code"),
-    [
-        (["segment", "--help"], 0),
-        (["sample", "--help"], 0),
-        (["export", "--help"], 0),
-        (["fit", "--help"], 0),
-        (["base", "--out", "unigs"], 1),
-        (["evaluate", "--models", "nowhere", "--shards", ".", "--out", "o"], 1),
-        (["evaluate", "--models", "oracle", "--shards", "nowhere", "--out", "o"], 1),
-        (["sheet", "--pipeline", "tiny", "--shards", "nowhere", "--out", "o.png"], 1),
-        (["export", "--checkpoint", "nothing.ckpt", "--out", "o"], 1),
-        (["sample", "--out", "o", "--task", "entity", "--image", "nothing.png"], 1),
-        (["predict"], 2),
-        (["find", "nothing.png", "--words", "star", "--out", "o"], 1),
-        (["inpaint", "README.md", "--mask", "nothing", "--words", "x", "--out", "o"], 1),
-        (["paint", "--wrods"], 2),
-        (["segmnt"], 2),
-    ],
-)
-def test_help_and_refusals_import_no_model(words, code):
-    assert f"end: {code} []" in run_python(RUN.format(words=words, heavy=HEAVY | {"scipy.ndimage"}))
+def test_help_and_refusals_import_no_model():
+    """In one process: what one of them imports is there for all that follow."""
+    told = run_python(RUN.format(calls=CALLS)).splitlines()
+    ends = [line for line in told if line.startswith("end: ")]
+    assert ends == [f"end: {words} {code} []" for words, code, _ in CALLS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,11 @@ ORDER = [
 RANK = {name: rank for rank, group in enumerate(ORDER) for name in group}
 
 
+@cache
+def read_tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
@@ -49,7 +55,7 @@ def name_of(path: Path) -> str:
 def imported(path: Path) -> set[str]:
     """First-level modules of this package that a file imports, at its top or inside."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(read_tree(path)):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -115,7 +121,7 @@ def test_a_room_of_a_system_knows_no_other():
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_function_takes_more_arguments_than_a_reader_can_hold(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(read_tree(path)):
         if isinstance(node, ast.FunctionDef):
             names = [arg.arg for arg in [*node.args.posonlyargs, *node.args.args]]
             count = len([n for n in names if n not in ("self", "cls")]) + len(node.args.kwonlyargs)
@@ -131,7 +137,7 @@ def test_modules_stay_short(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_modules_open_with_their_contract(path):
     if path.read_text().strip():
-        assert ast.get_docstring(ast.parse(path.read_text()))
+        assert ast.get_docstring(read_tree(path))
 
 
 def run_python(code: str) -> str:

@@ -96,15 +96,20 @@ def run_ranks(shards: str, out: Path, world: int, size: int) -> list[dict]:
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize(("world", "size"), [(2, 1), (2, 2), (3, 4), (4, 2), (5, 4)])
-def test_figures_are_those_of_one_rank(shards, tmp_path, world, size):
-    validation, tested = run_ranks(shards, tmp_path / "alone.json", 1, 4)
+@pytest.fixture(scope="module")
+def alone(shards, tmp_path_factory) -> list[dict]:
+    """Figures of one rank."""
+    validation, tested = run_ranks(shards, tmp_path_factory.mktemp("alone") / "alone.json", 1, 4)
     for task in TASKS:
         assert validation[f"val/{task}/miou"] < validation[f"val/{task}/miou_other"]
         assert tested[task]["pictures"] == 3
     assert len(set(validation.values())) > 4
-    together = run_ranks(shards, tmp_path / "together.json", world, size)
-    assert together == [validation, tested]
+    return [validation, tested]
+
+
+@pytest.mark.parametrize(("world", "size"), [(2, 1), (2, 2), (3, 4), (4, 2), (5, 4)])
+def test_figures_are_those_of_one_rank(shards, tmp_path, alone, world, size):
+    assert run_ranks(shards, tmp_path / "together.json", world, size) == alone
 
 
 def test_fewer_samples_than_ranks_are_refused(shards):

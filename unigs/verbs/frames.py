@@ -1,14 +1,16 @@
 """What a user names as one clip -> its frames in order, one in memory at a time. No torch.
 
-A clip is a folder of pictures, ordered by the numbers in their names, or one animated file (GIF,
-WebP, PNG, TIFF). Videos are not read: nothing that is installed decodes them.
+A clip is the pictures of one folder, ordered by the numbers in their names, or one animated file
+(GIF, WebP, PNG, TIFF). What lies in folders below is no frame: a data set's annotations do. Videos
+are not read: nothing that is installed decodes them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy as np
 from unigs.files import explain_errors, hash_file
 from unigs.images import UnreadableImage, count_frames, decode_frames
 from unigs.records import UnigsError, show
-from unigs.verbs.gather import Picture, gather_pictures
+from unigs.verbs.gather import Picture, gather_pictures, list_pictures
 from unigs.verbs.request import read_pixels
 
 DIGITS = 5
@@ -70,14 +72,20 @@ def open_clip(given: Sequence[str], out: Path) -> Clip:
     """The clip that is named.
 
     Args:
-        given: a folder, files or globs; or one file, animated.
+        given: a folder, of which only what lies directly in it counts; files or globs; or one file,
+            animated.
         out: where the run writes; what lies there is no input.
 
     Raises:
-        UnigsError: nothing there, or a file that is no picture, as a video is.
+        UnigsError: nothing there, pictures of several folders, two pictures of one number, or a
+            file that is no picture, as a video is.
     """
-    root, pictures = gather_pictures(given, out, "IMAGES")
+    names = [name for one in given for name in list_frames(one, out)]
+    root, pictures = gather_pictures(names, out, "IMAGES")
+    if len({picture.path.parent.resolve() for picture in pictures}) > 1:
+        raise refuse_folders(root, [picture.path for picture in pictures])
     if len(pictures) > 1:
+        require_numbers(root, pictures)
         return Clip(root, sorted(pictures, key=lambda picture: order_numbers(picture.file_name)))
     (one,) = pictures
     with explain_errors("a clip", one.path):
@@ -95,6 +103,52 @@ def open_clip(given: Sequence[str], out: Path) -> Clip:
         return Clip(root, pictures)
     frames = [Picture(one.path, f"{one.key}-{k:0{DIGITS}d}", one.file_name) for k in range(count)]
     return Clip(root, frames, data, hash_file(one.path))
+
+
+def list_frames(name: str, out: Path) -> list[str]:
+    """The pictures directly in a folder; a name that is none, or holds nothing, as it stands.
+
+    Raises:
+        UnigsError: pictures lie in folders below it alone.
+    """
+    folder = Path(name)
+    found = list_pictures(folder, out) if folder.is_dir() else []
+    mine = [str(path) for path in found if path.parent == folder]
+    if found and not mine:
+        raise refuse_folders(folder, found)
+    if len(found) > len(mine):
+        print(f"{folder}: {len(found) - len(mine)} pictures in folders below are no frames")
+    return mine or [name]
+
+
+def refuse_folders(root: Path, paths: Iterable[Path]) -> UnigsError:
+    """What is said of pictures that lie elsewhere than directly in one folder."""
+    folders = {path.parent for path in paths}
+    likely = [one for one in folders if not any(p.startswith("Annotations") for p in one.parts)]
+    return UnigsError(
+        f"expected the frames of one clip directly in one folder, got pictures in {len(folders)} "
+        f"folders below, at {root}; name one of them, such as {min(likely or folders)}"
+    )
+
+
+def require_numbers(root: Path, pictures: Iterable[Picture]) -> None:
+    """Refuse two pictures of one frame, as a picture and its mask are.
+
+    Their names have the same numbers, as have 007.jpg and 007.png, or one begins with those of the
+    other, as 007_1.png does.
+    """
+    names = sorted((find_numbers(picture.path.stem), picture.path.name) for picture in pictures)
+    for (before, one), (after, other) in pairwise(names):
+        if after[: len(before)] == before:
+            raise UnigsError(
+                f"expected one picture a frame, got {show(one)} and {show(other)}, at {root}; name "
+                "the frames alone, as by a glob such as 'frames/*.jpg'"
+            )
+
+
+def find_numbers(stem: str) -> tuple[tuple[int, str], ...]:
+    """The numbers in a name; the name itself if it has none."""
+    return tuple((int(number), "") for number in re.findall(r"\d+", stem)) or ((-1, stem),)
 
 
 def order_numbers(name: str) -> list[tuple[int, str]]:

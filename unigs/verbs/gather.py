@@ -78,7 +78,9 @@ def _expand(name: str, out: Path, option: str) -> tuple[list[Path], Path]:
         kind = "of this form" if glob.has_magic(name) else "of this name"
         raise UnigsError(f"expected a picture, found nothing {kind}: {name}, at {option}")
     files = [Path(one) for one in found if Path(one).is_file()]
-    inside = [one for folder in found if Path(folder).is_dir() for one in _list(folder, out)]
+    inside = [
+        one for folder in found if Path(folder).is_dir() for one in list_pictures(folder, out)
+    ]
     paths = [*files, *inside]
     if not paths:
         raise UnigsError(f"expected pictures, found none in {name}, at {option}")
@@ -86,8 +88,8 @@ def _expand(name: str, out: Path, option: str) -> tuple[list[Path], Path]:
 
 
 def _search(folder: Path, out: Path, option: str) -> list[Path]:
-    """The pictures of a folder; what else lies there is counted aloud."""
-    paths = _list(folder, out)
+    """The pictures of a folder, of which there must be one."""
+    paths = list_pictures(folder, out)
     if not paths:
         raise UnigsError(
             f"expected pictures ({', '.join(sorted(SUFFIXES))}), found none in {folder}, at "
@@ -96,7 +98,8 @@ def _search(folder: Path, out: Path, option: str) -> list[Path]:
     return paths
 
 
-def _list(folder: Path | str, out: Path) -> list[Path]:
+def list_pictures(folder: Path | str, out: Path) -> list[Path]:
+    """The pictures of a folder, to its depths; what else lies there is counted aloud."""
     mine: list[Path] = []
     others: list[Path] = []
     for path in _walk(Path(folder), out.resolve()):

@@ -42,11 +42,11 @@ def segment_pictures(
         dtype: precision of the arithmetic; ``auto`` is that of the weights, float32 on a CPU.
         batch_size: pictures of one size that run together.
         sampling: what to do in another way than the model remembers.
-        video: take the images as frames of one clip, in the order of the numbers in their names, or
-            one animated file (GIF, WebP, PNG, TIFF). An entity keeps its number over the frames;
-            the model must have learnt to (``network.past`` of Pix2SeqD; default: one that ships).
-            Beside the files of each frame: sheet.jpg, and the state from which a stopped run goes
-            on.
+        video: take the images as frames of one clip, in the order of the numbers in their names (of
+            a folder those directly in it), or one animated file (GIF, WebP, PNG, TIFF). An entity
+            keeps its number over the frames; the model must have learnt to (``network.past`` of
+            Pix2SeqD; default: one that ships). Beside the files of each frame: sheet.jpg, and the
+            state from which a stopped run goes on.
 
     Raises:
         UnigsError: what was typed leads nowhere, or at least one picture failed.

@@ -46,8 +46,8 @@ def follow_clip(order: Order) -> None:
     clip = open_clip(order.files, order.out)
     run = describe_order(replace(order, verb="segment --video"), model, clip.root)
     folder = OutFolder(order.out, run, {"versions": list_versions()})
-    state = find_start(clip, folder)
-    kept, failed = state.frame, Skips()
+    state, failed = find_start(order, clip, folder)
+    kept = state.frame - failed.total
     if kept:
         print(f"{kept} of {len(clip.frames)} frames are done already and kept, at {order.out}")
     made = run_clip(order, model, clip, state, folder, failed)
@@ -56,21 +56,24 @@ def follow_clip(order: Order) -> None:
     tell_end(order, made, failed)
 
 
-def find_start(clip: Clip, folder: OutFolder) -> ClipState:
-    """Where to go on: after the frames that are done, if they are done of these very files."""
+def find_start(order: Order, clip: Clip, folder: OutFolder) -> tuple[ClipState, Skips]:
+    """Where to go on, and the frames before it that failed and still do.
+
+    A run begins again where a frame before that place is another than the one that was followed.
+    """
     from unigs.systems.clips import ClipState, read_state
 
-    path = folder.path / STATE
+    path, failed = folder.path / STATE, Skips()
     if not path.exists():
-        return ClipState()
+        return ClipState(), failed
     state = read_state(path)
-    done = range(min(state.frame, len(clip.frames)))
-    if state.frame <= len(clip.frames) and all(
-        folder.has(clip.frames[k].key, clip.hash_inputs(k)) for k in done
-    ):
-        return state
+    if state.frame <= len(clip.frames):
+        has = lambda k: folder.has(clip.frames[k].key, clip.hash_inputs(k))
+        open_ = [k for k in range(state.frame) if not has(k)]
+        if not any(item for k in open_ for item in read_items(order, clip, k, k + 1, failed)):
+            return state, failed
     print(f"expected frames as they were, got others; all begin again, at {folder.path}")
-    return ClipState()
+    return ClipState(), Skips()
 
 
 def run_clip(
@@ -82,9 +85,9 @@ def run_clip(
 
     runner = load_runner(order, model)
     runner.require_past(model)
-    made, kept = 0, state.frame
-    with tqdm(total=len(clip.frames), initial=kept, desc="segment", unit="frame") as bar:
-        for item in read_items(order, clip, kept, failed):
+    made, start, end = 0, state.frame, len(clip.frames)
+    with tqdm(total=end, initial=start, desc="segment", unit="frame") as bar:
+        for item in read_items(order, clip, start, end, failed):
             if item is None:
                 state = replace(state, frame=state.frame + 1)
             else:
@@ -97,15 +100,19 @@ def run_clip(
     return made
 
 
-def read_items(order: Order, clip: Clip, start: int, failed: Skips) -> Iterator[Item | None]:
-    """Frames from one on; None for one that cannot be used, which is told and counted."""
-    size: tuple[int, ...] | None = None
-    for place, pixels in enumerate(clip.read(start), start):
+def read_items(
+    order: Order, clip: Clip, start: int, end: int, failed: Skips
+) -> Iterator[Item | None]:
+    """Frames from one to before another; None for one that cannot be used, which is told and
+    counted. All have the size of the first of the clip that can be read.
+    """
+    sizes = (pixels.shape for pixels in clip.read(0) if isinstance(pixels, np.ndarray))
+    size = next(sizes, ())
+    for place, pixels in zip(range(start, end), clip.read(start)):
         picture = clip.frames[place]
         try:
             if isinstance(pixels, UnigsError):
                 raise pixels
-            size = size or pixels.shape
             if pixels.shape != size:
                 raise UnigsError(
                     f"expected a frame of {size[2]} x {size[1]} px as the first, got "
