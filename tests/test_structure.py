@@ -26,7 +26,7 @@ ORDER = [
     ["transforms"],
     ["codec"],
     ["tasks"],
-    ["latents"],
+    ["latents", "windows"],
     ["data"],
     ["checkpoints", "sharding"],
     ["promises"],
