@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 TOOLS = Path(__file__).parents[1] / "tools"
 sys.path.insert(0, str(TOOLS))
+import gpu_kit  # noqa: E402
 from gpu_kit import TINY, Failed, Size, Worker, list_measurements, write_results  # noqa: E402
 
 
@@ -45,6 +47,39 @@ def test_goals_and_reasons_stand_in_the_table(tmp_path):
     assert lines[2].endswith("mfu >= 0.45: **no** |")
     assert "none: out of memory: a / b |" in lines[3]
     assert len(json.loads((tmp_path / "gpu_kit.json").read_text())["rows"]) == 4
+
+
+def test_a_run_that_is_cut_leaves_what_it_had_and_goes_on_with_the_rest(tmp_path, monkeypatch):
+    asked: list = []
+    idle = SimpleNamespace(start=lambda: None, kill=lambda: None)
+    context = SimpleNamespace(Process=lambda **_: idle)
+    monkeypatch.setattr(gpu_kit.multiprocessing, "get_context", lambda _: context)
+    monkeypatch.setattr(gpu_kit, "train", lambda *_: {"loss": 1.0})
+    monkeypatch.setattr(gpu_kit, "run_tests", lambda *_: {"passed": 8.0})
+
+    def ask(self, kind, about, limit_s):
+        asked.append((kind, about))
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        if len(asked) == 2:
+            raise Failed("out of memory")
+        return {"ms": 1.0}
+
+    monkeypatch.setattr(Worker, "ask", ask)
+    read = lambda: json.loads((tmp_path / "gpu_kit.json").read_text())["rows"]
+    with pytest.raises(KeyboardInterrupt):
+        gpu_kit.run_kit(tmp_path, TINY, 60)
+    assert [row["failed"] for row in read()] == [None, "out of memory", None]
+    first = asked[:3]
+    gpu_kit.run_kit(tmp_path, TINY, 0)
+    assert len(asked) == 4
+    assert [row["failed"] for row in read()[2:-1]] == ["no time left"] * (len(read()) - 3)
+    gpu_kit.run_kit(tmp_path, TINY, 60)
+    assert asked[4] == first[1]
+    assert first[0] not in asked[4:]
+    assert first[2] not in asked[4:]
+    assert len(read()) == len(list(list_measurements(TINY))) + 1
+    assert not [row for row in read() if row["failed"]]
 
 
 @pytest.mark.slow
