@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
+from builders import build_unigs
 
 from unigs.checkpoints import read_checkpoint
 from unigs.promises import PREEMPTED_EXIT_CODE
@@ -74,6 +74,20 @@ def read_end(folder: Path) -> dict:
     content = read_checkpoint(folder / "last.ckpt")
     parts = {name: content[name] for name in ("global_step", "state_dict", "optimizer_states")}
     return parts | {"average": content["callbacks"]["EMA"], "stream": content["UniGSData"]}
+
+
+def measure_drift(end: dict, other: dict, base: str) -> float:
+    """The distance of two averages, as a share of how far training moved one from its start.
+
+    A weight at a time says less: where a gradient is rounding alone, AdamW makes steps of it.
+    """
+    model = build_unigs(base)
+    model.configure_model()
+    start = dict(model.unet.named_parameters())
+    mine, theirs = end["average"]["weights"], other["average"]["weights"]
+    gap = sum((mine[name] - theirs[name]).square().sum() for name in theirs)
+    way = sum((start[name].detach() - theirs[name]).square().sum() for name in theirs)
+    return float(gap / way) ** 0.5
 
 
 def list_children(parent: int) -> list[int]:
@@ -163,7 +177,7 @@ def test_a_node_that_is_lost_and_comes_back_changes_nothing(agents, config, undi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("agents", ["1:2"], indirect=True)
-def test_elastic_nodes_keep_the_global_batch(agents, config, undisturbed):
+def test_elastic_nodes_keep_the_global_batch(agents, config, undisturbed, base):
     """Two nodes, then one: the same samples, and weights that differ by rounding."""
     first = agents.start(config)
     second = agents.start(config)
@@ -174,10 +188,7 @@ def test_elastic_nodes_keep_the_global_batch(agents, config, undisturbed):
     end = read_end(config.parent)
     assert end["global_step"] == STEPS
     assert end["stream"] == undisturbed["stream"]
-    for name, weight in end["average"]["weights"].items():
-        torch.testing.assert_close(
-            weight, undisturbed["average"]["weights"][name], rtol=0, atol=2e-3
-        )
+    assert measure_drift(end, undisturbed, base) < 0.01
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ ORDER = [
     ["transforms"],
     ["codec"],
     ["tasks"],
-    ["latents"],
+    ["latents", "windows"],
     ["data"],
     ["checkpoints", "sharding"],
     ["promises"],

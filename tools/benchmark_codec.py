@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from unigs.callbacks.throughput import measure_peak_gib
 from unigs.codec import decode_dichotomy, decode_refined, encode_colormap
 
 LIGHT, HEAVY, NOISE = (1.5, 4, 6), (3, 12, 14), (0, 40, 0)
@@ -307,28 +308,30 @@ def run_gpu(colormap: Tensor, rounds: int, batch: int = 64) -> None:
     """Images per second in batches, peak memory, and share of the bandwidth limit."""
     maps = colormap.cuda().repeat(batch, 1, 1, 1)
     source, target = torch.empty(2, 2**28, dtype=torch.uint8, device="cuda").unbind()
-    copy = _time_gpu(lambda: target.copy_(source), rounds)
+    copy, _ = time_call(lambda: target.copy_(source), maps.device, rounds)
     bytes_per_s = 2 * source.numel() / copy
     least = batch * colormap[0].numel() * (3 + 4) / bytes_per_s  # colours once, int32 labels once
     for decode in (decode_refined, decode_dichotomy):
-        torch.cuda.reset_peak_memory_stats()
-        seconds = _time_gpu(partial(decode, maps), rounds)
-        peak = torch.cuda.max_memory_allocated() / 2**30
+        seconds, peak_gib = time_call(partial(decode, maps), maps.device, rounds)
         print(
             f"GPU, batches of {batch} | {decode.__name__} | {batch / seconds:.0f} images/s |"
-            f" {peak:.2f} GiB | {least / seconds:.2%} of the bandwidth limit"
+            f" {peak_gib:.2f} GiB | {least / seconds:.2%} of the bandwidth limit"
         )
 
 
-def _time_gpu(call: Callable[[], object], rounds: int) -> float:
+def time_call(call: Callable[[], object], device: torch.device, rounds: int) -> tuple[float, float]:
+    """Median seconds after two rounds of warm-up, and the most memory that was taken, GiB."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
     seconds = []
     for _ in range(rounds + 2):
-        torch.cuda.synchronize()
         start = time.perf_counter()
         call()
-        torch.cuda.synchronize()
+        if on_gpu:
+            torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
-    return median(seconds[2:])
+    return median(seconds[2:]), measure_peak_gib(device)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 The loop encodes three pictures a sample, draws its noise on the device, and steps AdamW and
 diffusers' EMA. Ours runs under Lightning with the callbacks of every run. The two take turns, step
 by step, on one batch in memory, so that no data is waited for and both see the same machine.
+``tools/gpu_kit.py`` measures many such steps.
 
     python tools/benchmark_step.py                                    # tiny network, CPU, a minute
     python tools/benchmark_step.py --device cuda --preset sd15 --side 512 --batch 16
@@ -15,21 +16,23 @@ import tempfile
 import time
 import warnings
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import get_args
+from typing import Literal, get_args
 
 import lightning as L
 import torch
 from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
 
 from unigs.callbacks import EMA
 from unigs.callbacks.throughput import FlopCount, find_peak, measure_peak_gib
 from unigs.codec import encode_colormap
 from unigs.data import UniGSData, stack_samples
 from unigs.recipes.bases import make_base
-from unigs.records import Batch
+from unigs.records import Batch, Latents
 from unigs.shards import write_shards
 from unigs.synthetic import write_datasets
 from unigs.systems import UniGS
@@ -85,11 +88,22 @@ class PlainLoop:
         self.ema.step(self.unet.parameters())
 
 
-class TakeTurns(Callback):
-    """After each of our steps one of the plain loop; seconds of both, warm-up left out."""
+def reset_peak(device: torch.device) -> None:
+    """Forget the most memory so far; a CPU cannot."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
-    def __init__(self, batch: Batch, autocast: bool, warmup: int) -> None:
-        self.batch, self.autocast, self.warmup = batch, autocast, warmup
+
+class TakeTurns(Callback):
+    """Seconds of our steps, and of the plain loop's, one after each; warm-up left out.
+
+    Args:
+        warmup: steps that are left out.
+        beside: the batch of the plain loop; None: ours run alone.
+    """
+
+    def __init__(self, warmup: int, beside: Batch | None) -> None:
+        self.warmup, self.beside = warmup, beside
         self.ours_s: list[float] = []
         self.plain_s: list[float] = []
 
@@ -99,22 +113,51 @@ class TakeTurns(Callback):
         return time.perf_counter()
 
     def on_train_start(self, trainer, pl_module) -> None:
-        batch = self.batch.to(pl_module.device)
-        count = FlopCount(pl_module.network)
-        pl_module.losses(batch)
-        self.flops = count.close() / len(batch)
-        self.plain = PlainLoop(pl_module, batch, self.autocast)
+        if self.beside is not None:
+            autocast = trainer.precision != "32-true"
+            self.plain = PlainLoop(pl_module, self.beside.to(pl_module.device), autocast)
         self.start = self.now(pl_module.device)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        """Count the operations of a sample; the peak of memory is that of what follows."""
+        if batch_idx:
+            return
+        count = FlopCount(pl_module.network)
+        with torch.no_grad(), trainer.precision_plugin.train_step_context():
+            pl_module.losses(batch)
+        self.flops = count.close() / len(batch)
+        reset_peak(pl_module.device)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         ended = self.now(pl_module.device)
         self.peak_gib = measure_peak_gib(pl_module.device)
-        self.plain.step()
+        if self.beside is not None:
+            self.plain.step()
         after = self.now(pl_module.device)
         if batch_idx >= self.warmup:
             self.ours_s.append(ended - self.start)
             self.plain_s.append(after - ended)
+        reset_peak(pl_module.device)
         self.start = self.now(pl_module.device)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a step is computed.
+
+    Args:
+        cached: latents are given in place of pictures, as from a cache.
+        checkpointing: of gradients, in both.
+        compile: our UNet.
+        channels_last: memory format, in both.
+        beside_plain: whether the plain loop takes turns; its weights and state are in memory too.
+    """
+
+    cached: bool = False
+    checkpointing: bool = False
+    compile: Compile = "none"
+    channels_last: bool = True
+    beside_plain: bool = True
 
 
 def make_batch(root: Path, side: int, size: int) -> Batch:
@@ -127,6 +170,62 @@ def make_batch(root: Path, side: int, size: int) -> Batch:
     return stack_samples([dataset[index].sample for index in range(size)])
 
 
+def open_system(base: str, setting: Setting, device: torch.device) -> UniGS:
+    """The joint model on its device, its frozen parts in bfloat16 on a GPU."""
+    on_gpu = device.type == "cuda"
+    compute = Compute(
+        gradient_checkpointing=setting.checkpointing, compile=setting.compile,
+        channels_last=setting.channels_last, towers_dtype="bfloat16" if on_gpu else "float32",
+        encode_chunk=16 if on_gpu else None,
+    )  # fmt: skip
+    system = UniGS(base, compute=compute)
+    system.configure_model()
+    return system.to(device)
+
+
+def measure_step(
+    base: str, batch: Batch, setting: Setting, device: torch.device, steps: int, warmup: int = 3
+) -> dict[str, float]:
+    """Rates and memory of one setting.
+
+    Args:
+        base: folder of the model.
+        batch: on the host.
+        setting: how it is computed.
+        device: to measure on.
+        steps: to measure, after ``warmup`` others.
+
+    Returns:
+        ``images_per_s``, ``gflop`` a sample, ``peak_gib``; ``mfu`` where the device's peak is
+        known; with the plain loop ``plain_images_per_s`` and ``ratio``, the median of pairs.
+    """
+    torch._dynamo.reset()
+    on_gpu = device.type == "cuda"
+    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed" if on_gpu else "32-true"
+    system = open_system(base, setting, device)
+    told: Batch | Latents = batch
+    if setting.cached:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
+            told = system.encode(batch.to(device)).to("cpu")
+    turns = TakeTurns(warmup, batch if setting.beside_plain else None)
+    trainer = L.Trainer(
+        accelerator="gpu" if on_gpu else "cpu", devices=1, logger=False, precision=precision,
+        gradient_clip_val=1.0, max_steps=steps + warmup, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[EMA(), turns],
+    )  # fmt: skip
+    batches = [told] * (steps + warmup)
+    trainer.fit(system, DataLoader(batches, batch_size=None, pin_memory=on_gpu))
+    rate = len(batch) / median(turns.ours_s)
+    found = {"images_per_s": rate, "gflop": turns.flops / 1e9, "peak_gib": turns.peak_gib}
+    peak = find_peak(device)
+    if peak:
+        found["mfu"] = rate * turns.flops / peak
+    if setting.beside_plain:
+        found["plain_images_per_s"] = len(batch) / median(turns.plain_s)
+        found["ratio"] = median(plain / ours for ours, plain in zip(turns.ours_s, turns.plain_s))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -136,33 +235,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="measured, after 3 of warm-up")
     parser.add_argument("--compile", choices=get_args(Compile), default="none", help="our UNet")
     parser.add_argument("--checkpointing", action="store_true", help="of gradients, in both")
+    parser.add_argument("--cached", action="store_true", help="latents in place of pictures, ours")
     told = parser.parse_args()
     warnings.filterwarnings("ignore")
-    on_gpu = told.device == "cuda"
+    setting = Setting(told.cached, told.checkpointing, told.compile)
     with tempfile.TemporaryDirectory() as folder:
         batch = make_batch(Path(folder), told.side, told.batch)
         make_base(f"{folder}/base", preset=told.preset)
-        compute = Compute(
-            gradient_checkpointing=told.checkpointing, compile=told.compile, channels_last=True,
-            towers_dtype="bfloat16" if on_gpu else "float32", encode_chunk=16 if on_gpu else None,
-        )  # fmt: skip
-        turns = TakeTurns(batch, on_gpu, warmup=3)
-        trainer = L.Trainer(
-            accelerator="gpu" if on_gpu else "cpu", devices=1, logger=False,
-            precision="bf16-mixed" if on_gpu else "32-true", gradient_clip_val=1.0,
-            max_steps=told.steps + 3, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, callbacks=[EMA(), turns], default_root_dir=folder,
-        )  # fmt: skip
-        loader = torch.utils.data.DataLoader([batch] * (told.steps + 3), batch_size=None)
-        trainer.fit(UniGS(f"{folder}/base", compute=compute), loader)
-    ratio = median(plain / ours for ours, plain in zip(turns.ours_s, turns.plain_s))
-    rate = told.batch / median(turns.ours_s)
-    peak = find_peak(trainer.strategy.root_device)
-    print(f"ours {rate:.2f} samples/s, plain {told.batch / median(turns.plain_s):.2f} samples/s")
-    print(f"ours / plain {ratio:.3f} (median of {told.steps} pairs)")
-    print(f"{turns.flops / 1e9:.1f} GFLOP a sample; MFU", f"{rate * turns.flops / peak:.3f}" if peak
+        found = measure_step(
+            f"{folder}/base", batch, setting, torch.device(told.device), told.steps
+        )
+    ours, plain = found["images_per_s"], found["plain_images_per_s"]
+    print(f"ours {ours:.2f} samples/s, plain {plain:.2f} samples/s")
+    print(f"ours / plain {found['ratio']:.3f} (median of {told.steps} pairs)")
+    print(f"{found['gflop']:.1f} GFLOP a sample; MFU", f"{found['mfu']:.3f}" if "mfu" in found
           else "-: no peak is known of this device")  # fmt: skip
-    print(f"peak memory {turns.peak_gib:.2f} GiB, the plain loop's weights and state included")
+    print(f"peak memory {found['peak_gib']:.2f} GiB, the plain loop's weights and state included")
 
 
 if __name__ == "__main__":

@@ -17,13 +17,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from unigs.codec import Palette
-from unigs.latents import RUN, LatentDataset, open_cache, refuse_other, stack_latents
+from unigs.latents import NAME, RUN, WINDOWS, LatentDataset, open_cache, refuse_other, stack_latents
 from unigs.plan import Plan
 from unigs.records import TASKS, Batch, TaskSample, UnigsError
 from unigs.runs import Rule, flatten_options
 from unigs.shards import Manifest, read_manifests
 from unigs.streams import LOADER_TIMEOUT_S, Made, StreamDataset, StreamLoader
 from unigs.tasks import TaskOptions, list_classes, make_sample
+from unigs.windows import DEPENDS, WindowDataset
 
 JOINT_RATIOS = {"inpainting": 0.3, "synthesis": 0.3, "referring": 0.2, "entity": 0.2}
 """Task ratios of the joint model (supplement, "One-to-Many Joint Model")."""
@@ -85,6 +86,7 @@ def stack_samples(samples: Sequence[TaskSample]) -> Batch:
         ignored=stack("ignored"),
         coarse_mask=stack("coarse_mask")[:, None],
         largest=max(int(s.labels.max()) for s in samples),
+        image_latents=None if samples[0].image_latents is None else stack("image_latents"),
         **stack_past(samples),
     )
 
@@ -120,7 +122,8 @@ class UniGSData(L.LightningDataModule):
         train_split: split to train on.
         validation: the set to validate and test on.
         seed: of order, geometry, entities, masks, prompts, noise and timesteps.
-        latents: a cache of ``unigs latents``, from which the training stream is then read.
+        latents: a cache of ``unigs latents``, from which the training stream is then read; one of
+            ``--windows`` holds latents of images alone.
     """
 
     def __init__(
@@ -179,8 +182,11 @@ class UniGSData(L.LightningDataModule):
             "manifests": [f"{name} {manifest.digest[:16]}" for name, manifest in manifests.items()],
         }
 
-    def describe_latents(self) -> dict[str, Any]:
+    def describe_latents(self, kind: str = NAME) -> dict[str, Any]:
         """What a cache of latents of this run depends on, by dotted name.
+
+        Args:
+            kind: of the cache, as the source of its manifest.
 
         Raises:
             UnigsError: the system that is trained has no frozen half.
@@ -194,11 +200,12 @@ class UniGSData(L.LightningDataModule):
                 "data.latents"
             )
         tasks = replace(self.tasks, max_painted=self.max_painted)
-        return {
+        every = {
             **flatten_options({**self.describe_samples(), "tasks": tasks}, "data"),
             **flatten_options(frozen, "model"),
             "trainer.precision": str(trainer.precision),
         }
+        return {name: every[name] for name in DEPENDS} if kind == WINDOWS else every
 
     @property
     def max_painted(self) -> int:
@@ -289,15 +296,16 @@ class UniGSData(L.LightningDataModule):
         dataset = self.make_dataset(self.train_split, augment=True, ratios=self.task_ratios)
         if self.latents:
             cache = open_cache(self.latents)
-            refuse_other(cache.options[RUN], self.describe_latents(), self.latents)
-            dataset = LatentDataset(dataset, cache)
+            refuse_other(cache.options[RUN], self.describe_latents(cache.source), self.latents)
+            kind = LatentDataset if cache.source == NAME else WindowDataset
+            dataset = kind(dataset, cache)
         pictures, load = sum(map(len, dataset.manifests.values())), self.loading
         rank, world = self._place()
         if self._position is None and self.trainer is not None:
             self._position = self.state_dict() or None
         self._stream = StreamLoader(
             dataset,
-            stack_latents if self.latents else stack_samples,
+            stack_latents if isinstance(dataset, LatentDataset) else stack_samples,
             global_batch_size=load.global_batch_size,
             steps_per_epoch=load.steps_per_epoch or max(1, pictures // load.global_batch_size),
             rank=rank,

@@ -10,9 +10,9 @@ timestep, which are keyed by i itself, are drawn anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -24,15 +24,16 @@ from unigs.shards.samples import encode_member, split_members
 from unigs.streams import Made, StreamDataset
 from unigs.tasks import RECIPES
 
-NAME = "latents"
-"""Of the source in the manifest of a cache."""
+NAME, WINDOWS = "latents", "windows"
+"""Of the source in the manifest of a cache: of whole samples; of pictures' windows."""
 
 RUN = "run"
 """Among a manifest's options: what the cache depends on, by dotted name."""
 
+T = TypeVar("T")
 Precision = Literal["float32", "bfloat16"]
 CHANNELS = {"clean": 8, "context": 4, "mask": 1, "known": 1, "weight": 1}
-_DAMAGE = (ValueError, KeyError, TypeError, RecursionError, MemoryError, SafetensorError)
+DAMAGE = (ValueError, KeyError, TypeError, RecursionError, MemoryError, SafetensorError)
 
 
 class OtherLatents(UnigsError):
@@ -111,7 +112,7 @@ def decode_row(span: bytes, seed: int, where: str) -> Latents:
             task=torch.tensor([TASKS.index(about["task"])]),
             **{name: tensors[name][None].float() for name in CHANNELS},
         )
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise DamagedSample(f"expected latents of a sample, got {error!r:.300} {where}") from error
 
 
@@ -136,6 +137,29 @@ def stack_latents(samples: Sequence[Latents]) -> Latents:
 # --- a cache -------------------------------------------------------------------------------------
 
 
+class Cached:
+    """Random access to the members of a cache; picklable."""
+
+    def __init__(self, cache: Manifest) -> None:
+        self.cache = cache
+        self._reader = ShardReader({cache.name: cache})
+
+    def read(self, place: int, decode: Callable[[bytes, str], T]) -> T:
+        """What ``decode`` makes of the bytes of one member, and of the words for where it lies.
+
+        Raises:
+            ShardError: it is not there, or not what was written.
+        """
+        shard, member = divmod(place, self.cache.options["samples_per_shard"])
+        self._reader.prefetch({self.cache.name: [shard, (shard + 1) % len(self.cache.shards)]})
+        where = self._reader.describe(self.cache.name, shard, member)
+        try:
+            return decode(self._reader.read_span(self.cache.name, shard, member), where)
+        except DamagedSample as error:
+            again = "unigs latents with the options of this cache writes the shard anew"
+            raise ShardError(f"{error}; {again}") from error
+
+
 class LatentDataset(StreamDataset):
     """Index -> ``Latents``, from a cache of what ``stream`` gives; picklable.
 
@@ -146,8 +170,7 @@ class LatentDataset(StreamDataset):
 
     def __init__(self, stream: StreamDataset, cache: Manifest) -> None:
         super().__init__(stream.manifests, stream.plan, stream.make_sample)
-        self.cache = cache
-        self.cached = ShardReader({cache.name: cache})
+        self.size, self.cached = len(cache), Cached(cache)
 
     def __getitem__(self, index: int) -> Made:
         """The sample of one index.
@@ -155,19 +178,15 @@ class LatentDataset(StreamDataset):
         Raises:
             ShardError: it is not there, or not what was written.
         """
-        place = index % len(self.cache)
-        shard, member = divmod(place, self.cache.options["samples_per_shard"])
-        self.cached.prefetch({self.cache.name: [shard, (shard + 1) % len(self.cache.shards)]})
-        where = self.cached.describe(self.cache.name, shard, member)
-        try:
-            span = self.cached.read_span(self.cache.name, shard, member)
-            sample = decode_row(span, self.plan.seed, where)
-            if int(sample.index) != place:
-                raise DamagedSample(f"expected sample {place}, got {int(sample.index)} {where}")
-        except DamagedSample as error:
-            again = "unigs latents with the options of this cache writes the shard anew"
-            raise ShardError(f"{error}; {again}") from error
+        place = index % self.size
+        sample = self.cached.read(place, lambda span, where: self._decode(span, place, where))
         return Made(replace(sample, index=torch.tensor([index])), Skips())
+
+    def _decode(self, span: bytes, place: int, where: str) -> Latents:
+        sample = decode_row(span, self.plan.seed, where)
+        if int(sample.index) != place:
+            raise DamagedSample(f"expected sample {place}, got {int(sample.index)} {where}")
+        return sample
 
 
 def open_cache(folder: str) -> Manifest:
@@ -178,7 +197,8 @@ def open_cache(folder: str) -> Manifest:
     """
     manifests = list(read_manifests(folder).values())
     cache = manifests[0]
-    if len(manifests) != 1 or cache.source != NAME or not isinstance(cache.options.get(RUN), dict):
+    ours = cache.source in (NAME, WINDOWS) and isinstance(cache.options.get(RUN), dict)
+    if len(manifests) != 1 or not ours:
         names = ", ".join(manifest.name for manifest in manifests)
         raise ShardError(
             f"expected a cache of latents, got shards of {names}, at {folder}; "

@@ -173,6 +173,8 @@ class TaskSample:
         names: spoken category of label k at ``names[k - 1]``.
         past: int32 [P, H, W], labels of the frames before, the nearest first; None of a picture.
         gone: spoken categories of the labels that follow on ``names`` and occur in ``past`` alone.
+        window: which of its picture's windows this is; None: one of its own.
+        image_latents: float32 [4, h, w] of the image, if they are cached.
     """
 
     key: str
@@ -188,6 +190,8 @@ class TaskSample:
     names: tuple[str, ...]
     past: np.ndarray | None = None
     gone: tuple[str, ...] = ()
+    window: int | None = None
+    image_latents: np.ndarray | None = None
 
 
 class Movable:
@@ -227,9 +231,12 @@ class Batch(Movable):
         largest: the largest label, so that no device is asked for it; None: not known.
         past: int32 [B, P, H, W], zeros of a picture among frames; None if no sample is a frame.
         gone: of each sample; empty if no sample is a frame.
+        image_latents: float32 [B, 4, h, w], those of ``image``, if they are cached.
     """
 
-    MOVED: ClassVar[tuple[str, ...]] = ("image", "labels", "ignored", "coarse_mask", "past")
+    MOVED: ClassVar[tuple[str, ...]] = (
+        "image", "labels", "ignored", "coarse_mask", "past", "image_latents",
+    )  # fmt: skip
 
     keys: list[str]
     prompts: list[str]
@@ -245,6 +252,7 @@ class Batch(Movable):
     largest: int | None = None
     past: torch.Tensor | None = None
     gone: list[tuple[str, ...]] = field(default_factory=list)
+    image_latents: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -104,7 +104,7 @@ class StreamDataset(Dataset):
             where = self.reader.describe(draw.source, draw.shard, draw.member)
             try:
                 record = self.reader.read(draw.source, draw.shard, draw.member)
-                return Made(self.make_sample(record, draw.task, index), skips)
+                return Made(self.make(record, draw), skips)
             except (ShardError, RemoteError, TooManySkips):
                 raise
             except UnigsError as error:
@@ -119,6 +119,10 @@ class StreamDataset(Dataset):
         raise TooManySkips(
             f"expected a usable sample in {MAX_ATTEMPTS} attempts for {first}, got: {skips}"
         )
+
+    def make(self, record: Annotated, draw: Draw) -> Any:
+        """The sample of a record that was drawn."""
+        return self.make_sample(record, draw.task, draw.index)
 
     def _draw_other(self, first: Draw, attempt: int) -> Draw:
         """The replacement: any sample of the same source, for the same task and index."""

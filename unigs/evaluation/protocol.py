@@ -86,7 +86,8 @@ def _describe_options(data: UniGSData) -> dict[str, Any]:
     """How samples are made; a square number of painted entities by its root, as protocols do."""
     options = asdict(data.tasks.for_evaluation())
     most, root = data.max_painted, math.isqrt(data.max_painted)
-    del options["max_painted"], options["unlabelled_share"]  # the latter is none here
+    for name in ("max_painted", "unlabelled_share", "windows"):  # of training, but for the first
+        del options[name]
     return options | ({"palette_cells": root} if root**2 == most else {"max_painted": most})
 
 

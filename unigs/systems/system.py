@@ -208,6 +208,10 @@ class System(Learner):
         """The frozen half of :meth:`losses`, which a cache may keep."""
         raise NotImplementedError
 
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """What :meth:`encode` makes of images alone: uint8 [B, 3, H, W] -> [B, 4, h, w]."""
+        raise NotImplementedError
+
     def make_predictor(self, sampling: Sampling | None = None) -> SystemPredictor:
         """A predictor over the live network, without a copy.
 

@@ -15,7 +15,7 @@ from unigs.tasks.recipes import (
     speak_category,
     write_prompt,
 )
-from unigs.tasks.sample import TaskOptions, UnusableSample, make_sample
+from unigs.tasks.sample import TaskOptions, UnusableSample, crop_window, make_sample
 
 __all__ = [
     "BACKGROUND",
@@ -25,6 +25,7 @@ __all__ = [
     "Recipe",
     "TaskOptions",
     "UnusableSample",
+    "crop_window",
     "english_list",
     "list_classes",
     "make_sample",

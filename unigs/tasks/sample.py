@@ -36,6 +36,8 @@ class TaskOptions:
             unknown. None: as many as the palette of the system that is trained can tell apart.
         unlabelled_share: pixels whose truth is hidden, drawn one by one, as an ablation of what
             fills or leaves out such pixels; none are hidden in evaluation.
+        windows: of a picture, one of which each sample takes, so that ``unigs latents --windows``
+            can encode them ahead; None: each sample draws a window of its own.
     """
 
     resolution_px: int = 512
@@ -47,6 +49,13 @@ class TaskOptions:
     min_area: float = 1 / 1024
     max_painted: int | None = None
     unlabelled_share: float = 0.0
+    windows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.windows is not None and self.windows < 1:
+            raise UnigsError(
+                f"expected at least 1 window a picture, got {self.windows}, at data.tasks.windows"
+            )
 
     def for_evaluation(self) -> TaskOptions:
         """The same with every label, without dropout, with at most 3 entities (Sec. 4)."""
@@ -56,6 +65,12 @@ class TaskOptions:
 
 class UnusableSample(UnigsError):
     """The picture has nothing this task could ask for; the stream counts it and takes another."""
+
+
+def crop_window(annotated: Annotated, window: int, seed: int) -> Crop:
+    """One of a picture's windows, the same for every sample that takes it."""
+    purpose = f"window of {annotated.source}/{annotated.key}"
+    return random_crop(annotated.height, annotated.width, seeded_rng(seed, window, purpose))
 
 
 def drawable_entities(annotated: Annotated, areas: np.ndarray, options: TaskOptions):
@@ -178,8 +193,14 @@ def make_sample(
     """
     recipe = RECIPES[task]
     draw = lambda purpose: seeded_rng(seed, index, purpose)
-    height, width = annotated.labels.shape
-    crop = random_crop(height, width, draw("crop")) if augment else center_crop(height, width)
+    window = None
+    if not augment:
+        crop = center_crop(annotated.height, annotated.width)
+    elif options.windows is None:
+        crop = random_crop(annotated.height, annotated.width, draw("crop"))
+    else:
+        window = int(draw("window").integers(options.windows))
+        crop = crop_window(annotated, window, seed)
     image, labels = apply_crop(annotated, crop, options.resolution_px)
     areas = np.bincount(labels.ravel(), minlength=len(annotated.entities) + 1)
 
@@ -232,4 +253,5 @@ def make_sample(
         names=tuple(speak_category(e.category) for e in drawn),
         past=past,
         gone=gone,
+        window=window,
     )

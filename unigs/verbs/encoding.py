@@ -8,54 +8,64 @@ indices, because it is encoded in batches that begin at its first sample.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from unigs.data import UniGSData, stack_samples
-from unigs.latents import NAME, RUN, Precision, encode_row, name_key, refuse_other
+from unigs.latents import NAME, RUN, WINDOWS, Precision, encode_row, name_key, refuse_other
 from unigs.locks import FolderBusy
-from unigs.records import Skips, UnigsError
+from unigs.records import Batch, Skips, UnigsError
 from unigs.shards.files import read_json, tell_in_words
 from unigs.shards.manifest import count_shards, name_folder, name_shard
 from unigs.shards.merge import SOURCE_NAME, merge_folders
 from unigs.shards.write import find_receipt, write_source
-from unigs.streams import LOADER_TIMEOUT_S, CollateMade, StreamDataset, start_worker
+from unigs.streams import LOADER_TIMEOUT_S, CollateMade, start_worker
 from unigs.systems.system import System
 from unigs.verbs.fit import make_cli
+from unigs.windows import WindowPictures, encode_window
 
 ENCODED = 16
 """Samples that are encoded at a time."""
 
 
+@dataclass(frozen=True)
 class EncodedStream:
-    """The first samples of a training stream as a source of shards.
+    """What a frozen network makes of a data set, as a source of shards.
 
     Args:
-        system: on its device.
-        stream: index -> sample.
+        name: of the source.
+        stream: index -> ``Made``, in any process.
+        collate: samples -> batch.
+        encode_batch: batch -> key and tar members of each of its samples.
         samples: how many.
         workers: loader processes.
-        dtype: of the numbers that are stored.
+        licence: of the pictures.
     """
 
-    name, split, categories = NAME, "train", ()
+    name: str
+    stream: Dataset
+    collate: Callable[[list[Any]], Any]
+    encode_batch: Callable[[Any], Iterator[tuple[str, bytes]]]
+    samples: int
+    workers: int
+    licence: str
+    split: str = "train"
+    categories: tuple[str, ...] = ()
+    skips: Skips = field(default_factory=Skips)
 
-    def __init__(
-        self, system: System, stream: StreamDataset, samples: int, workers: int, dtype: torch.dtype
-    ) -> None:
-        self.system, self.stream, self.workers, self.dtype = system, stream, workers, dtype
-        self.keys = [name_key(index) for index in range(samples)]
-        self.licence = "; ".join(sorted({m.licence for m in stream.manifests.values()}))
-        self.skips = Skips()
+    @cached_property
+    def keys(self) -> list[str]:
+        return [name_key(index) for index in range(self.samples)]
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return self.samples
 
     def files(self) -> list[Path]:
         """None: the manifests of the pictures are among the options."""
@@ -67,14 +77,13 @@ class EncodedStream:
 
     def encode(self, wanted: range, skips: Skips) -> Iterator[tuple[str, bytes]]:
         """Key and tar members of each sample; those that were replaced are counted."""
-        precision = self.system.trainer.precision_plugin
         loader = DataLoader(
             self.stream,
             batch_sampler=[
                 list(wanted[at : at + ENCODED]) for at in range(0, len(wanted), ENCODED)
             ],
             num_workers=self.workers,
-            collate_fn=CollateMade(stack_samples),
+            collate_fn=CollateMade(self.collate),
             worker_init_fn=start_worker,
             timeout=LOADER_TIMEOUT_S if self.workers else 0,
             generator=torch.Generator(),
@@ -82,10 +91,7 @@ class EncodedStream:
         for batch, replaced in loader:
             for one in replaced:
                 skips.update(one)
-            with torch.no_grad(), precision.train_step_context():  # rounds as a step does
-                latents = self.system.encode(batch.to(self.system.device)).to("cpu")
-            for row in range(len(latents)):
-                yield encode_row(latents, row, self.dtype)
+            yield from self.encode_batch(batch)
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,45 @@ class Ahead:
     part: tuple[int, int]
     dtype: Precision
     samples_per_shard: int
+    windows: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """The name of the cache's source."""
+        return NAME if self.windows is None else WINDOWS
+
+
+def encode_samples(system: System, dtype: torch.dtype, batch: Batch) -> Iterator[tuple[str, bytes]]:
+    """Whole samples, as a step of training encodes them."""
+    with torch.no_grad(), system.trainer.precision_plugin.train_step_context():
+        latents = system.encode(batch.to(system.device)).to("cpu")
+    for row in range(len(latents)):
+        yield encode_row(latents, row, dtype)
+
+
+def encode_pictures(
+    system: System, dtype: torch.dtype, windows: list[tuple[int, torch.Tensor]]
+) -> Iterator[tuple[str, bytes]]:
+    """Numbers and pixels of windows, likewise."""
+    numbers, pictures = zip(*windows, strict=True)
+    with torch.no_grad(), system.trainer.precision_plugin.train_step_context():
+        latents = system.encode_images(torch.stack(pictures).to(system.device)).cpu()
+    for number, one in zip(numbers, latents, strict=True):
+        yield encode_window(number, one, dtype)
+
+
+def open_source(system: System, data: UniGSData, ahead: Ahead) -> EncodedStream:
+    """What is to be encoded, in order."""
+    loader, dtype = data.train_dataloader(), getattr(torch, ahead.dtype)
+    stream = loader.dataset
+    licence = "; ".join(sorted({m.licence for m in stream.manifests.values()}))
+    open_ = partial(EncodedStream, workers=data.loading.num_workers, licence=licence)
+    if ahead.windows is None:
+        count = ahead.samples or len(loader) * loader.global_batch_size
+        return open_(NAME, stream, stack_samples, partial(encode_samples, system, dtype), count)
+    pictures = WindowPictures(stream, data.tasks.resolution_px, ahead.windows)
+    encode = partial(encode_pictures, system, dtype)
+    return open_(WINDOWS, pictures, list, encode, len(pictures))
 
 
 def encode_ahead(system: System, data: UniGSData, ahead: Ahead) -> None:
@@ -111,15 +156,13 @@ def encode_ahead(system: System, data: UniGSData, ahead: Ahead) -> None:
         FolderBusy: another process writes the same part there.
     """
     out, size = ahead.out, ahead.samples_per_shard
-    loader = data.train_dataloader()
-    count = ahead.samples or len(loader) * loader.global_batch_size
-    run = data.describe_latents()
-    folder = Path(out) / name_folder(NAME, EncodedStream.split)
-    sizes = {"samples": count, "samples_per_shard": size, "dtype": ahead.dtype}
+    if ahead.windows is not None:
+        data.tasks = replace(data.tasks, windows=ahead.windows)
+    run = data.describe_latents(ahead.kind)
+    source: Any = open_source(system, data, ahead)
+    folder = Path(out) / name_folder(source.name, source.split)
+    sizes = {"samples": len(source), "samples_per_shard": size, "dtype": ahead.dtype}
     refuse_mixture(folder, sizes | run)
-    source: Any = EncodedStream(
-        system, loader.dataset, count, data.loading.num_workers, getattr(torch, ahead.dtype)
-    )
     with tell_in_words("write latents", out, "finished shards are kept: run the command again"):
         skips = write_source(
             source, out, size, 1, ahead.part, encode=EncodedStream.encode,
@@ -127,7 +170,7 @@ def encode_ahead(system: System, data: UniGSData, ahead: Ahead) -> None:
         )  # fmt: skip
     if skips.total:
         print(f"replaced by other samples, as in training: {skips}")
-    shards = range(count_shards(count, size))
+    shards = range(count_shards(len(source), size))
     left = [k for k in shards if find_receipt(folder, name_shard(folder.name, k)) is None]
     if left:
         mine, of = ahead.part
@@ -135,7 +178,9 @@ def encode_ahead(system: System, data: UniGSData, ahead: Ahead) -> None:
         return
     with suppress(FolderBusy):  # another part ended as well, and finishes the cache
         merge_folders(out)
-    print(f"the cache is whole, at {out}; next: the command of the run with --data.latents {out}")
+    windows = f" --data.tasks.windows {ahead.windows}" if ahead.windows else ""
+    words = f"--data.latents {out}{windows}"
+    print(f"the cache is whole, at {out}; next: the command of the run with {words}")
 
 
 def open_run(config: list[str], options: list[str]) -> tuple[System, UniGSData]:

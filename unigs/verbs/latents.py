@@ -19,6 +19,7 @@ def write_latents(
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     samples_per_shard: int = 1000,
     options: list[str] | None = None,
+    windows: int | None = None,
 ) -> None:
     """Encode the pictures of a training run ahead, so that its steps need not (docs/latents.md).
 
@@ -34,6 +35,8 @@ def write_latents(
         dtype: of the numbers that are stored: bfloat16, or float32 for the losses of a live run.
         samples_per_shard: at 512 px, 1000 make about 90 MB in bfloat16.
         options: of the run beside the config, without dashes: data.shards=[data/shards]
+        windows: encode the image alone, of so many windows of every picture; the run then needs
+            --data.tasks.windows of this number.
 
     Raises:
         UnigsError: bad input, a system without a frozen half, or the cache of another run in the
@@ -47,7 +50,12 @@ def write_latents(
     mine = read_part(part)
     if samples is not None and samples < 1:
         raise UnigsError(f"expected at least 1 sample, got {samples}, at --samples")
+    if samples is not None and windows is not None:
+        raise UnigsError(
+            f"expected --samples or --windows, got {samples} and {windows}: windows are those of "
+            "every picture"
+        )
     from unigs.verbs.encoding import Ahead, encode_ahead, open_run  # torch, from here on
 
-    ahead = Ahead(out, samples, mine, dtype, samples_per_shard)
+    ahead = Ahead(out, samples, mine, dtype, samples_per_shard, windows)
     encode_ahead(*open_run(config, options or []), ahead)

@@ -30,6 +30,7 @@ class Known:
         image: uint8 [B, 3, H, W], or None if no task's context needs it.
         colormap: uint8 [B, 3, H, W], or None likewise.
         coarse_mask: bool [B, 1, H, W]; True is to be filled or searched.
+        image_latents: float32 [B, 4, h, w], if those of ``image`` are known already.
     """
 
     tasks: list[str]
@@ -37,6 +38,7 @@ class Known:
     image: Tensor | None
     colormap: Tensor | None
     coarse_mask: Tensor
+    image_latents: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +73,7 @@ def read_batch(batch: Batch, palette: Palette) -> Known:
             batch.labels, palette, seeds=batch.index.tolist(), largest=batch.largest
         ),
         coarse_mask=batch.coarse_mask,
+        image_latents=batch.image_latents,
     )
 
 
@@ -105,7 +108,11 @@ def add_words(
 
 
 def _encode(towers: FrozenTowers, known: Known, streams: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """One call of the VAE for all pictures; the contexts, and latents by kind of picture."""
+    """One call of the VAE for all pictures but those whose latents are known.
+
+    Returns:
+        The contexts, and latents by kind of picture.
+    """
     kinds = [RECIPES[task].context for task in known.tasks]
     every = list(range(len(kinds)))
     rows = {
@@ -115,9 +122,11 @@ def _encode(towers: FrozenTowers, known: Known, streams: bool) -> tuple[Tensor, 
         for kind in ("image", "colormap", "masked image")
     }
     rows = {kind: own for kind, own in rows.items() if own}
-    pictures = torch.cat([_take_pictures(known, kind, own) for kind, own in rows.items()])
-    parts = towers.encode_pixels(pictures).split([len(own) for own in rows.values()])
-    latents = dict(zip(rows, parts, strict=True))
+    ready = {} if known.image_latents is None else {"image": known.image_latents}
+    new = {kind: own for kind, own in rows.items() if kind not in ready}
+    pictures = torch.cat([_take_pictures(known, kind, own) for kind, own in new.items()])
+    parts = towers.encode_pixels(pictures).split([len(own) for own in new.values()])
+    latents = ready | dict(zip(new, parts, strict=True))
     return torch.stack([latents[kinds[i]][rows[kinds[i]].index(i)] for i in every]), latents
 
 

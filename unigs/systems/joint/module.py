@@ -247,6 +247,9 @@ class UniGS(System):
             clean, context, mask, known, weight,
         )  # fmt: skip
 
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        return self.towers.encode_pixels(images)
+
     def losses(self, batch: Batch | Latents) -> dict[str, torch.Tensor]:
         """Errors of the image and of the colormap stream, float32 [B] each."""
         latents = batch if isinstance(batch, Latents) else self.encode(batch)
