@@ -15,12 +15,9 @@ from test_metrics_generation import TinyExtractor, save_tiny_mask2former
 
 from unigs.codec import Palette
 from unigs.data import HeldOut, Loading, UniGSData
-from unigs.evaluation.baselines import (
-    Mask2FormerBaseline,
-    keep_named,
-    load_inpainting,
-    load_mask2former,
-)
+from unigs.evaluation.baselines import load_named
+from unigs.evaluation.baselines.diffusion import load_inpainting
+from unigs.evaluation.baselines.segmenters import SegmenterBaseline, keep_named
 from unigs.evaluation.figures import split_groups, summarise_rows
 from unigs.evaluation.fingerprint import fingerprint
 from unigs.evaluation.judging import Judges, number_alike
@@ -514,12 +511,15 @@ def test_stable_diffusion_inpainting_is_a_predictor(base, data, tmp_path):
     assert not torch.equal(model(batch).image, made.image)
     results = score(model, data, tmp_path / "out", samples_per_task=2)
     assert list(results["figures"]) == ["inpainting"]
+    figures = results["figures"]["inpainting"]["all"]
+    assert "known_error" in figures
+    assert figures.keys().isdisjoint({"miou", "recall", "ap", "pq", "giou"}), "it finds no masks"
     with pytest.raises(UnigsError, match="sd-inpainting=FOLDER"):
         load_inpainting(tmp_path / "absent")
 
 
 def test_mask2former_is_a_predictor(data, tmp_path):
-    model = load_mask2former(save_tiny_mask2former(tmp_path / "judge"))
+    model = load_named(save_tiny_mask2former(tmp_path / "judge"), kind="mask2former")
     results = score(model, data, tmp_path / "out", samples_per_task=2)
     assert sorted(results["figures"]) == ["entity", "referring"]
     assert results["figures"]["entity"]["all"].keys() >= CLASS_FIGURES
@@ -550,7 +550,7 @@ def test_masks_that_are_kept_keep_their_scores_and_names(data):
     labels = torch.where(batch.labels > 0, counts + 2 - batch.labels, 1).int()
     names = [["Walrus", *(name.upper() for name in mine[::-1])] for mine in batch.names]
     scores = [[k / 10 for k in range(len(mine))] for mine in names]
-    made = Mask2FormerBaseline(lambda images: Segments(labels, scores, names))(batch)
+    made = SegmenterBaseline(lambda images: Segments(labels, scores, names))(batch)
     assert made.names == [list(mine[::-1]) for mine in batch.names]
     assert made.scores == [mine[1:] for mine in scores]
     assert any(made.names)

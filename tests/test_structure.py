@@ -87,7 +87,8 @@ def test_trainer_and_evaluation_know_systems_and_none_of_their_kinds():
     }
     assert know == {
         "systems/__init__.py", "systems/load.py", "verbs/tryout.py",
-        "evaluation/baselines.py", "evaluation/predictors.py",  # SD and the VAE of an oracle
+        "evaluation/baselines/diffusion.py",  # stock Stable Diffusion
+        "evaluation/predictors.py",  # the VAE of an oracle
         "recipes/autoencoder.py", "recipes/bases.py",
     }  # fmt: skip
 

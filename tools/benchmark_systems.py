@@ -47,7 +47,7 @@ DEGREES = 90
 MODELS = {
     "floor (random)": "floor-random",
     "truth": "oracle",
-    "UperNet judge": "mask2former=runs/benchmark/judge",
+    "UperNet judge": "segmenter=runs/benchmark/judge",
     "UniGS, four tasks (ships)": "tiny",
     "UniGS, entities alone": "runs/entity-benchmark/model",
     "Pix2Seq-D": "runs/pix2seq-d-benchmark/model",

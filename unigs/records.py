@@ -301,6 +301,7 @@ class Prediction:
         scores: per image one float in 0..1 per label 1..N.
         names: per image the spoken category of each label 1..N, ``""`` for one that is not named;
             None of a model that names nothing.
+        has_masks: False of a model that draws and finds no masks; it has no figures of masks.
     """
 
     image: torch.Tensor
@@ -308,6 +309,7 @@ class Prediction:
     labels: torch.Tensor
     scores: list[list[float]]
     names: list[list[str]] | None = None
+    has_masks: bool = True
 
     def cpu(self) -> Prediction:
         """The same on the CPU."""

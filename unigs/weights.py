@@ -8,6 +8,7 @@ and torch is imported only to read tensors.
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,12 @@ MAX_CONFIG_BYTES = 64 << 20
 MAX_NUMBER = 10_000_000
 MAX_LAYERS = 1000
 """Larger numbers in a config are damage, and would take the machine's memory or an hour."""
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+"""``org/name``."""
+
+_OWN_FOLDERS = ("configs", "data", "runs")
+"""First folders that our own commands and pages use; on the hub they must be asked for."""
 
 _UNPICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
@@ -83,6 +90,34 @@ def locate_shipped(name: str | Path) -> Path:
     if str(name) not in SHIPPED or folder.exists():
         return folder
     return Path(__file__).parent / "assets" / SHIPPED[str(name)]
+
+
+def read_hub_id(name: str) -> str | None:
+    """The hub id that a name stands for, or None if it is a path.
+
+    ``hub:org/name`` always is one. A bare ``org/name`` is one unless a folder ``org`` lies here or
+    is one that our commands write (``runs/typo``); with no slash, or more, it is a path.
+    """
+    if name.startswith("hub:"):
+        return name.removeprefix("hub:")
+    first = name.partition("/")[0]
+    if not HUB_ID.fullmatch(name) or first in _OWN_FOLDERS or Path(first).exists():
+        return None
+    return name
+
+
+def resolve_source(name: str | Path, offline: bool) -> tuple[str, bool]:
+    """What a stock loader takes for a folder or a hub id, and whether it must stay offline.
+
+    A path that is not there is nothing to ask the hub for.
+
+    Args:
+        name: a local folder, or an id of the hub.
+        offline: whether the hub's local cache alone may be read.
+    """
+    where = str(name)
+    asks = not Path(where).exists() and read_hub_id(where) is not None
+    return where.removeprefix("hub:"), offline or not asks
 
 
 def check_target(target: Path) -> None:

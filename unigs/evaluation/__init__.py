@@ -6,7 +6,7 @@ report. Modules, left to right:
 - ``options``: what is asked, as the command line reads it.
 - ``protocol``: which inputs; two models compare only on the same.
 - ``predictors``: our pipeline, oracles (ceiling) and floors behind one interface; ``baselines``:
-  other people's models behind the same.
+  other people's models behind the same, by the names of ``peers``.
 - ``judging``: a batch and its prediction -> what is kept per picture.
 - ``figures``: figures of any subset of the rows, and of bootstrap resamples of it.
 - ``results``: rows on disk, resumable, and what is made of them.

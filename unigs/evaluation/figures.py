@@ -79,9 +79,10 @@ def weigh_rows(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
     if "clip" in rows[0]:
         return _weigh_tallies(ClipQuality, [row["clip"] for row in rows], weights)
     figures: dict[str, np.ndarray] = {}
-    for name, kind in TALLIES.items():
-        figures |= _weigh_tallies(kind, [row[name] for row in rows], weights)
-    figures |= _weigh_detections(rows, weights)
+    if all("detections" in row for row in rows):  # not of models that draw and find no masks
+        for name, kind in TALLIES.items():
+            figures |= _weigh_tallies(kind, [row[name] for row in rows], weights)
+        figures |= _weigh_detections(rows, weights)
     if all("class_pixels" in row for row in rows):
         figures |= _weigh_classes(rows, weights)
     judged, their = _select(rows, "synthesis", weights)

@@ -121,27 +121,20 @@ def judge_batch(
     """
     check_prediction(batch, prediction)
     task = name_task(batch)
-    rows = []
-    for place in range(len(batch)):
-        maps = (
-            prediction.labels[place].cpu(),
-            batch.labels[place].cpu(),
-            batch.ignored[place].cpu(),
-        )
-        detections, truths = measure_detections(prediction.scores[place], *maps)
-        rows.append(
-            {
-                "index": int(batch.index[place]),
-                "task": task,
-                "key": batch.keys[place],
-                "prompt": batch.prompts[place],
-                "names": list(batch.names[place]),
-                "digest": digest_item(batch, place),
-                **{name: kind.measure(*maps).tolist() for name, kind in TALLIES.items()},
-                "detections": detections.tolist(),
-                "truths": truths.tolist(),
-            }
-        )
+    rows = [
+        {
+            "index": int(batch.index[place]),
+            "task": task,
+            "key": batch.keys[place],
+            "prompt": batch.prompts[place],
+            "names": list(batch.names[place]),
+            "digest": digest_item(batch, place),
+        }
+        for place in range(len(batch))
+    ]
+    if prediction.has_masks:
+        for place, scores in enumerate(prediction.scores):
+            rows[place] |= tally_masks(batch, prediction.labels, scores, place)
     if classes is not None and prediction.names is not None and not RECIPES[task].draws:
         for place, row in enumerate(rows):
             row |= tally_classes(batch, prediction.labels, prediction.names, classes, place)
@@ -151,6 +144,26 @@ def judge_batch(
         for row, error in zip(rows, measure_known(batch, prediction)):
             row |= {} if error is None else {"known_error": error}
     return rows
+
+
+def tally_masks(
+    batch: Batch, labels: torch.Tensor, scores: Sequence[float], place: int
+) -> dict[str, Any]:
+    """Tallies of one picture's masks, whatever they are called.
+
+    Args:
+        batch: the truth.
+        labels: int [B, H, W], predicted.
+        scores: one per label of the picture.
+        place: of the picture in both.
+    """
+    maps = (labels[place].cpu(), batch.labels[place].cpu(), batch.ignored[place].cpu())
+    detections, truths = measure_detections(scores, *maps)
+    return {
+        **{name: kind.measure(*maps).tolist() for name, kind in TALLIES.items()},
+        "detections": detections.tolist(),
+        "truths": truths.tolist(),
+    }
 
 
 def tally_classes(

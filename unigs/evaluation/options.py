@@ -49,7 +49,7 @@ class JudgeFiles:
         clip_weights: an open_clip checkpoint file for the CLIP score, or a folder with its config.
         clip_backbone: open_clip's name of that network.
         clip_download: tag of the weights to download instead, e.g. openai.
-        segmenter: folder or hub id of the Mask2Former that judges synthesis.
+        segmenter: folder or hub id of the segmenter that judges synthesis (paper: Mask2Former).
         allow_download: baselines and segmenter may come from the hub.
     """
 

@@ -132,7 +132,7 @@ def draw_curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     Returns:
         ``recall`` at COCO's ten thresholds; ``ratings``, 101 quantiles of ``rate_row``.
     """
-    tally = np.sum([row["entities"] for row in rows], axis=0)
+    tally = np.sum([row["entities"] for row in rows if "entities" in row] or [[0, 0]], axis=0)
     ratings = np.quantile([rate_row(row) for row in rows], np.linspace(0, 1, 101))
     return {
         "recall": (tally[2:] / tally[1]).tolist() if tally[1] else [],
@@ -208,10 +208,12 @@ def rate_row(row: dict[str, Any]) -> float:
         return float(row["rating"])
     if RECIPES[row["task"]].judged == "named" and "clip_score" in row:
         return float(row["clip_score"])
-    tally = row.get("synthesis", row["entities"])
+    tally = row.get("synthesis", row.get("entities"))
+    if tally is None:  # nothing was judged of a picture that was drawn
+        return 0.0
     if tally[1]:
         return float(tally[0] / tally[1])
-    return float(row["region"][2])  # no true entity: 1 if none was predicted
+    return float(row.get("region", [0, 0, 0])[2])  # no true entity: 1 if none was predicted
 
 
 def list_columns(row: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +221,8 @@ def list_columns(row: dict[str, Any]) -> dict[str, Any]:
     figures = summarise_rows([row])
     known = {name: row.get(name, "") for name in ("index", "task", "key", "prompt", "digest")}
     numbers = {name: figures.get(name, math.nan) for name in COLUMNS if name not in known}
-    numbers |= {"entities": int(row["entities"][1]), "seconds": row.get("seconds", math.nan)}
+    count = int(row["entities"][1]) if "entities" in row else len(row["names"])
+    numbers |= {"entities": count, "seconds": row.get("seconds", math.nan)}
     told = {name: "" if v != v else f"{v:.6g}" for name, v in numbers.items()}
     return {name: (known | told)[name] for name in COLUMNS}
 

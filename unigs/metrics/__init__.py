@@ -10,5 +10,6 @@ Nothing is imported here, so that a training run loads no evaluation network:
 - ``classes``: class mIoU, mAcc and PQ of masks with names.
 - ``clips``: J&F and id switches of videos.
 - ``bootstrap``: resamples of pictures, and intervals.
-- ``frechet``, ``clip_score``: FID and CLIP score (extra ``eval``); ``segmenter``: Mask2Former.
+- ``frechet``, ``clip_score``: FID and CLIP score (extra ``eval``); ``segmenter``: Mask2Former
+  and others.
 """

@@ -9,10 +9,11 @@ from typing import get_args
 import torch
 
 from unigs.annotations.base import Source
-from unigs.evaluation.baselines import load_inpainting, load_mask2former
+from unigs.evaluation.baselines import load_peer
 from unigs.evaluation.clips import Labeller, PastKind, evaluate_clips, list_clips
 from unigs.evaluation.judging import load_judges
 from unigs.evaluation.options import JudgeFiles, Scenes
+from unigs.evaluation.peers import PEERS
 from unigs.evaluation.predictors import EmptyFloor, Oracle, RandomFloor
 from unigs.evaluation.protocol import describe_inputs, open_inputs
 from unigs.evaluation.run import evaluate
@@ -21,7 +22,7 @@ from unigs.report import write_report
 from unigs.systems.load import load_predictor
 from unigs.systems.predictor import Predictor
 from unigs.systems.sampling import HOUSE, Sampling
-from unigs.verbs.evaluate import name_model
+from unigs.verbs.evaluate import name_model, split_model
 
 COPY = Labeller("copy of frame 0")
 
@@ -51,7 +52,7 @@ def score_models(
 
 def load_model(model: str, device: str, offline: bool, sampling: Sampling) -> Predictor:
     """A predictor by its name on the command line; see ``verbs.evaluate``."""
-    kind, _, source = model.partition("=")
+    kind, source = split_model(model)
     name, how = name_model(model, sampling), sampling.over(HOUSE)
     steps, seed, decoder = how.num_inference_steps, how.seed, how.decoder
     assert steps is not None
@@ -64,10 +65,8 @@ def load_model(model: str, device: str, offline: bool, sampling: Sampling) -> Pr
     }
     if kind in simple:
         return simple[kind]()
-    if kind == "sd-inpainting":
-        return load_inpainting(source, device, offline, steps=steps, seed=seed)
-    if kind == "mask2former":
-        return load_mask2former(source, device, offline)
+    if kind in PEERS:
+        return load_peer(kind, source, device, offline, steps=steps, seed=seed)
     if kind == "oracle-vae":
         pipeline = load_predictor(source, name, device).pipeline
         return Oracle(name, pipeline.palette, pipeline.towers, decoder)

@@ -8,7 +8,6 @@ The network is asked only for what a user typed as a hub id; see :func:`locate_b
 
 from __future__ import annotations
 
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,20 +23,18 @@ from unigs.systems.joint.single import read_single_file
 from unigs.systems.joint.tokens import check_tokenizer, check_vocabulary, load_tokenizer
 from unigs.systems.joint.towers import LATENT_CHANNELS, FrozenTowers
 from unigs.weights import (
+    HUB_ID,
     INDEX,
     check_numbers,
     find_weights,
     in_words,
     load_module,
     read_config,
+    read_hub_id,
     read_tensors,
 )
 
 _STEM = "diffusion_pytorch_model"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_OWN_FOLDERS = ("configs", "data", "runs")
-"""First folders that our own commands and pages use; on the hub they must be asked for."""
-
 _HUB_FILES = (
     INDEX, "digests.json", "*/config.json", "scheduler/scheduler_config.json", "tokenizer/*.json",
     "tokenizer/*.txt", f"*/{_STEM}.safetensors", f"*/{_STEM}-*-of-*.safetensors",
@@ -61,20 +58,6 @@ class Components:
 # --- names ---------------------------------------------------------------------------------------
 
 
-def read_hub_id(base: str) -> str | None:
-    """The hub id that a name stands for, or None if it is a path.
-
-    ``hub:org/name`` always is one. A bare ``org/name`` is one unless a folder ``org`` lies here or
-    is one that our commands write (``runs/typo``); with no slash, or more, it is a path.
-    """
-    if base.startswith("hub:"):
-        return base.removeprefix("hub:")
-    first = base.partition("/")[0]
-    if not _HUB_ID.fullmatch(base) or first in _OWN_FOLDERS or Path(first).exists():
-        return None
-    return base
-
-
 def locate_base(base: str, revision: str | None = None, download: bool = True) -> Path:
     """The local folder or file that a name stands for.
 
@@ -96,7 +79,7 @@ def locate_base(base: str, revision: str | None = None, download: bool = True) -
             f"expected a base: a diffusers folder, a single file, or a hub id org/name, got none "
             f"at {base!r}; if it is a hub id, write hub:{base}"
         )
-    if not _HUB_ID.fullmatch(name):
+    if not HUB_ID.fullmatch(name):
         raise UnigsError(f"expected a hub id org/name, got {name!r}, at {base!r}")
     where = "on the hub" if download else "in the hub's local cache (nothing is downloaded here)"
     from huggingface_hub import snapshot_download
