@@ -304,3 +304,41 @@ def test_the_slider_hides_masks_below_a_score(visit, tmp_path):
     page.locator("#map-score input[type=number]").fill("0.95")
     low.wait_for(state="detached")
     assert page.locator("#map-masks").get_by_text("1 entity 1.00").is_visible()
+
+
+def test_a_photograph_of_twelve_megapixels_can_be_painted_on_and_keeps_its_size(visit, tmp_path):
+    page = visit("Inpaint")
+    noise = np.random.default_rng(0).integers(0, 256, (75, 100, 3), dtype=np.uint8)
+    photo = tmp_path / "photo.jpg"
+    Image.fromarray(noise).resize((4000, 3000)).save(photo, quality=92)
+    upload(page, "inpaint", photo)
+    page.locator("#inpaint-editor canvas").first.wait_for()
+    page.wait_for_timeout(SETTLE_MS)
+    drag(page, "inpaint", (0.4, 0.5), (0.6, 0.5))
+    page.locator("#inpaint-words").locator("input, textarea").fill("star")
+    page.locator("#inpaint-run").click()
+    wait_status(page, "inpaint", "of 4000 x 3000 px")
+    folder = fetch_files(page, "inpaint", tmp_path / "files")
+    assert Image.open(next((folder / "images").iterdir())).size == (4000, 3000)
+
+
+def test_a_page_with_a_password_shows_nothing_before_it(browser, tracer, tmp_path, monkeypatch):
+    from unigs.demo import desk, page
+
+    monkeypatch.setattr(desk, "load_predictor", lambda *_, **__: tracer)
+    served = page.build_page(desk.Desk(None, "cpu", tmp_path))
+    address = page.launch_page(served, "127.0.0.1", 7898, "secret")
+    context = browser.new_context()
+    try:
+        visitor = context.new_page()
+        visitor.set_default_timeout(PATIENCE_MS)
+        assert visitor.request.get(f"{address}config").status == 401
+        visitor.goto(address)
+        for password, seen in (("wrong", "Incorrect"), ("secret", "Segment")):
+            visitor.get_by_label("username").fill("unigs")
+            visitor.get_by_label("password").fill(password)
+            visitor.get_by_role("button", name="Login").click()
+            visitor.get_by_text(seen).first.wait_for()
+    finally:
+        context.close()
+        served.close()

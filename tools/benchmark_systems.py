@@ -125,7 +125,7 @@ def evaluate_shifted() -> None:
         run("shards", *as_words({**sets, "out": SHIFTED / "shards"}))
     names = ("UperNet judge", "Pix2Seq-D", "GSS-FF", "GSS-FT-W")
     models = [MODELS[name] for name in names]
-    scenes = {**FIXED, "scenes.samples_per_task": 1000, "scenes.tasks": ["entity"]}
+    scenes = {**FIXED, "scenes.samples_per_task": 250, "scenes.tasks": ["entity"]}
     where = {"shards": [SHIFTED / "shards"], "out": WORK / "shifted"}
     run("evaluate", *as_words({"models": models, **where, **scenes}))
 
