@@ -34,7 +34,7 @@ def render_sheet(
         scenes: which pictures; default: for the model's tasks, of the size it was trained on.
         sampling: what to do in another way than the model remembers.
     """
-    check_folders([pipeline], shards)
+    check_folders([pipeline], shards, (scenes or Scenes()).tasks)
     import torch  # late: help and errors start no torch
 
     from unigs.evaluation.judging import sheet_row
