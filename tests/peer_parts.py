@@ -57,16 +57,10 @@ def save_tiny_adapter(sd, folder, in_channels=3):
     return folder
 
 
-def save_tiny_oneformer(base, folder, classes=3):
-    """A OneFormer with the files of the hub's, the class file that it names aside."""
-    from transformers import (
-        OneFormerConfig,
-        OneFormerForUniversalSegmentation,
-        OneFormerImageProcessorPil,
-        SwinConfig,
-    )
+def tiny_segmenter(classes):
+    """What the configs of Mask2Former and OneFormer share: sizes, and a Swin that sees 64 px."""
+    from transformers import SwinConfig
 
-    torch.manual_seed(0)
     backbone = SwinConfig(
         image_size=64,
         patch_size=4,
@@ -76,19 +70,33 @@ def save_tiny_oneformer(base, folder, classes=3):
         window_size=4,
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
+    return {
+        "backbone_config": backbone,
+        "hidden_dim": 32,
+        "encoder_feedforward_dim": 16,
+        "dim_feedforward": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+        "num_attention_heads": 2,
+        "num_queries": 6,
+        "num_labels": classes,
+    }
+
+
+def save_tiny_oneformer(base, folder, classes=3):
+    """A OneFormer with the files of the hub's, the class file that it names aside."""
+    from transformers import (
+        OneFormerConfig,
+        OneFormerForUniversalSegmentation,
+        OneFormerImageProcessorPil,
+    )
+
+    torch.manual_seed(0)
     config = OneFormerConfig(
-        backbone_config=backbone,
+        **tiny_segmenter(classes),
         conv_dim=32,
         mask_dim=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=16,
-        dim_feedforward=16,
-        encoder_layers=1,
-        decoder_layers=2,
         query_dec_layers=1,
-        num_attention_heads=2,
-        num_queries=6,
-        num_labels=classes,
     )
     config.id2label = {number: f"class {number}" for number in range(classes)}
     model = OneFormerForUniversalSegmentation(config)

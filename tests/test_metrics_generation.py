@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from peer_parts import tiny_segmenter
 from torch import nn
 
 from unigs.files import hash_file
@@ -302,31 +303,13 @@ def save_tiny_mask2former(folder, classes=3):
         Mask2FormerConfig,
         Mask2FormerForUniversalSegmentation,
         Mask2FormerImageProcessorPil,
-        SwinConfig,
     )
 
     torch.manual_seed(0)
-    backbone = SwinConfig(
-        image_size=64,
-        patch_size=4,
-        embed_dim=8,
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 1, 1],
-        window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
     config = Mask2FormerConfig(
-        backbone_config=backbone,
+        **tiny_segmenter(classes),
         feature_size=32,
         mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=16,
-        dim_feedforward=16,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        num_queries=6,
-        num_labels=classes,
     )
     config.id2label = {number: f"class {number}" for number in range(classes)}
     model = Mask2FormerForUniversalSegmentation(config)

@@ -30,8 +30,8 @@ from unigs.systems.load import load_predictor
 from unigs.systems.predictor import SystemPredictor
 from unigs.systems.sampling import Sampling
 from unigs.verbs.answer import Order, PicturesFailed, answer
+from unigs.verbs.device import choose_device
 from unigs.verbs.model import DEFAULT, locate_model, name_system
-from unigs.verbs.running import choose_device
 
 TASKS = {
     "segment": "entity",

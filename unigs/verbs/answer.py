@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +118,10 @@ def answer(order: Order, loaded: SystemPredictor | None = None) -> None:
     items = read_items(order, todo, rows, failed)
     made, first = 0, next(items, None)
     if first is not None:  # one that can be read is worth loading a model for
-        from unigs.verbs.running import load_runner  # torch, from here on
+        from unigs.verbs.device import choose_device  # torch, from here on
+
+        order = replace(order, device=choose_device(order.device))
+        from unigs.verbs.running import load_runner  # all that models need
 
         runner = load_runner(order, model, loaded)
         made = run_model(order.verb, runner, chain([first], items), len(todo), folder, failed)

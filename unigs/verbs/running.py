@@ -36,16 +36,15 @@ def load_runner(order: Order, model: Path, loaded: SystemPredictor | None = None
     """The model of an order on its device.
 
     Args:
-        order: what was typed.
+        order: what was typed; its device is there.
         model: its folder.
         loaded: what that folder holds, where it is on the device already.
 
     Raises:
-        UnigsError: a damaged model, one of another system than the task needs, no such device, or
-            sampling that the model refuses.
+        UnigsError: a damaged model, one of another system than the task needs, or sampling that the
+            model refuses.
     """
-    device = choose_device(order.device)
-    predictor = loaded or load_predictor(str(model), device=device, sampling=order.sampling)
+    predictor = loaded or load_predictor(str(model), device=order.device, sampling=order.sampling)
     if order.task not in predictor.tasks:
         raise UnigsError(
             f"expected a model for {order.task}, got a {type(predictor).__name__}, which knows "
@@ -53,23 +52,7 @@ def load_runner(order: Order, model: Path, loaded: SystemPredictor | None = None
         )
     how = predictor.options.get(order.task, {})
     side_px = how.get("processing_resolution") or predictor.side_px
-    return Runner(predictor, side_px, device, order.dtype, order.batch_size)
-
-
-def choose_device(name: str) -> str:
-    """A device that is there.
-
-    Raises:
-        UnigsError: none of that name.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
-        said = str(error).splitlines()[0]
-        raise UnigsError(f"expected a device of this machine, got {name}: {said}") from error
-    return name
+    return Runner(predictor, side_px, order.device, order.dtype, order.batch_size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,9 @@ def run_clip(
     order: Order, model: Path, clip: Clip, state: ClipState, folder: OutFolder, failed: Skips
 ) -> int:
     """Load the model and follow the frames that are left; how many were made."""
+    from unigs.verbs.device import choose_device
+
+    order = replace(order, device=choose_device(order.device))
     from unigs.systems.clips import save_state
     from unigs.verbs.running import load_runner
 
