@@ -96,7 +96,7 @@ shards: install  ## your data -> shards: make shards COCO=... CITYSCAPES=... OUT
 	  $(if $(ENTITYSEG),--entityseg "$(ENTITYSEG)") $(if $(CITYSCAPES),--cityscapes "$(CITYSCAPES)") \
 	  $(if $(ADE20K),--ade20k "$(ADE20K)") $(if $(DAVIS),--davis "$(DAVIS)") --out "$(OUT)"
 
-test: install  ## the default suite, six to seven minutes on 2 cores
+test: install  ## the default suite, seven to ten minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
 
 test-slow: install  ## everything marked slow
