@@ -10,17 +10,34 @@ import torch
 
 def save_tiny_sd(base, folder):
     """Stable Diffusion that draws from words, over the base's towers."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import StableDiffusionPipeline
+
+    blocks = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")  # as SD's own
+    layout = {"down_block_types": blocks, "up_block_types": [_turn(b) for b in reversed(blocks)]}
+    pipeline = make_tiny_pipeline(StableDiffusionPipeline, base, in_channels=4, **layout)
+    torch.nn.init.normal_(pipeline.unet.conv_out.weight, std=0.1)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_inpainting(base, folder):
+    """Stable Diffusion inpainting over the base's towers."""
+    from diffusers import StableDiffusionInpaintPipeline
+
+    make_tiny_pipeline(StableDiffusionInpaintPipeline, base, in_channels=9).save_pretrained(folder)
+    return folder
+
+
+def make_tiny_pipeline(kind, base, **layout):
+    """A pipeline of Stable Diffusion over the base's towers, its UNet random and laid out anew."""
+    from diffusers import DDIMScheduler, UNet2DConditionModel
 
     from unigs.systems.joint.base import load_components
 
     parts = load_components(base)
     torch.manual_seed(0)
-    blocks = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")  # as SD's own
-    layout = {"down_block_types": blocks, "up_block_types": [_turn(b) for b in reversed(blocks)]}
-    unet = UNet2DConditionModel.from_config({**parts.unet.config, "in_channels": 4, **layout})
-    torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
-    StableDiffusionPipeline(
+    unet = UNet2DConditionModel.from_config({**parts.unet.config, **layout})
+    return kind(
         vae=parts.towers.vae,
         text_encoder=parts.towers.text_encoder,
         tokenizer=parts.towers.tokenizer,
@@ -29,8 +46,7 @@ def save_tiny_sd(base, folder):
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
 def save_tiny_controlnet(sd, folder):

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from peer_parts import save_tiny_inpainting
 from test_metrics_generation import TinyExtractor, save_tiny_mask2former
 
 from unigs.codec import Palette
@@ -476,28 +477,6 @@ def test_pictures_are_judged_and_real_ones_only_once(data, tmp_path):
     again = score(EmptyFloor(), data, tmp_path / "empty", **shared)
     assert extractor.seen == 8 * 2 + 8
     assert again["figures"]["inpainting"]["all"]["fid"] > 1
-
-
-def save_tiny_inpainting(base, folder):
-    """Stable Diffusion inpainting over the base's towers, in the layout of the hub."""
-    from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
-
-    from unigs.systems.joint.base import load_components
-
-    parts = load_components(base)
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_config({**parts.unet.config, "in_channels": 9})
-    StableDiffusionInpaintPipeline(
-        vae=parts.towers.vae,
-        text_encoder=parts.towers.text_encoder,
-        tokenizer=parts.towers.tokenizer,
-        unet=unet,
-        scheduler=DDIMScheduler.from_config(parts.scheduler.config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
 
 
 def test_stable_diffusion_inpainting_is_a_predictor(base, data, tmp_path):

@@ -59,7 +59,7 @@ PIX2SEQ_D, GSS = "configs/pix2seq-d-benchmark.yaml", "configs/gss-benchmark.yaml
 OPTIONS = "--model.init_args"
 STEPS, BATCH = 300, 8
 STAGES = {name: Path("runs/maskige") / name.lower() for name in ("FT", "TF", "TT")}
-HIDDEN = "data.init_args.tasks.unlabelled_share=0.15"
+HIDDEN = "--data.init_args.tasks.unlabelled_share=0.15"
 
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Pix2Seq-D: b = 0.3, cross-entropy, p = 0.2, shuffled ids": (PIX2SEQ_D, ()),
@@ -81,9 +81,9 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "GSS-FF, multi-level features": (GSS, ()),
     "GSS-FF: last level alone": (GSS, (f"{OPTIONS}.prior.multi_level=false",)),
-    "GSS-FF: 15 % of pixels unlabelled": (GSS, (f"--{HIDDEN}",)),
+    "GSS-FF: 15 % of pixels unlabelled": (GSS, (HIDDEN,)),
     "GSS-FF: the same without the auxiliary head": (
-        GSS, (f"--{HIDDEN}", f"{OPTIONS}.prior.auxiliary=false"),
+        GSS, (HIDDEN, f"{OPTIONS}.prior.auxiliary=false"),
     ),
     **{
         f"GSS-{name}": (
