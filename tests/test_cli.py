@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import import_module
 
 import numpy as np
@@ -23,6 +24,21 @@ def test_every_verb_leads_to_a_documented_function(verb, capsys):
         main([*verb.split(), "--help"])
     assert stop.value.code == 0
     assert "usage" in capsys.readouterr().out
+
+
+def test_a_verb_of_a_run_gets_the_config_that_is_named(monkeypatch):
+    """``--config`` is the parser's own name for a file of options, and this verb's for its run."""
+    module = import_module("unigs.verbs.latents")
+    came = {}
+
+    @functools.wraps(module.write_latents)
+    def keep(**options):
+        came.update(options)
+
+    monkeypatch.setattr(module, "write_latents", keep)
+    assert not main(["latents", "--config", "a.yaml", "--config", "b.yaml", "--out", "x"])
+    assert came["config"] == ["a.yaml", "b.yaml"]
+    assert came["out"] == "x"
 
 
 def test_the_longest_verb_wins():

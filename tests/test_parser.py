@@ -25,6 +25,10 @@ OPTIONS = {
     [
         ("a.jpg b.jpg --out o", '--out o --images ["a.jpg","b.jpg"]'),
         ("--out o a.jpg", '--out o --images ["a.jpg"]'),
+        ("--words star --words sand moon", '--words ["star"] --words+ ["sand","moon"]'),
+        ("--words=[star] --words=[sand]", "--words=[star] --words+=[sand]"),
+        ("a.jpg --images b.jpg", '--images ["b.jpg"] --images+ ["a.jpg"]'),
+        ("--out o --out p", "--out o --out p"),
         ("--words star sand --out o", '--words ["star","sand"] --out o'),
         ("--words [star,sand]", "--words [star,sand]"),
         ("--words null", "--words null"),

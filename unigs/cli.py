@@ -103,21 +103,24 @@ def refuse_verb(word: str) -> str:
 
 def run_verb(verb: str, words: Sequence[str]) -> None:
     """Parse ``words`` by the signature of the verb's function and call it."""
-    from jsonargparse import auto_cli
+    from jsonargparse import auto_parser
 
     from unigs.verbs.parser import EXAMPLES, ExampleFormatter, VerbParser
 
     module, name = VERBS[verb][0].split(":")
     function = getattr(import_module(module), name)
     sys.argv[0] = f"unigs {verb}"
-    auto_cli(
+    parser = auto_parser(
         function,
-        args=list(words),
         as_positional=False,
         epilog=f"{EXAMPLES}\n{lines}" if (lines := read_examples(function)) else None,
         formatter_class=ExampleFormatter,
         parser_class=VerbParser,
     )
+    options = parser.instantiate(parser.parse_args(list(words)))
+    if "config" not in inspect.signature(function).parameters:
+        options.pop("config", None)  # a file of options, which are set by now
+    function(**options)
 
 
 def read_examples(function: Callable) -> str:

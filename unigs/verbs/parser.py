@@ -1,7 +1,8 @@
 """The command line of a verb, as people type it, in the form that jsonargparse reads.
 
-``--words star sand`` is a list, ``--flag`` is true, words before the first option belong to the
-verb's first list, and an option that there is none of is told with the nearest that there is.
+``--words star sand`` is a list, said again it goes on, ``--flag`` is true, words before the first
+option belong to the verb's first list, and an option that there is none of is told with the nearest
+that there is.
 """
 
 from __future__ import annotations
@@ -82,15 +83,18 @@ def spell_words(words: Sequence[str], options: Mapping[str, Kind]) -> list[str]:
     """
     spelt: list[str] = []
     loose: list[str] = []
+    begun: set[str] = set()
     rest = list(words)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
             (spelt if word == "-h" else loose).append(word)
             continue
-        name, equals, _ = word.partition("=")
+        name, equals, value = word.partition("=")
         if name not in options and name != "--help":
             raise ValueError(f"expected an option of this verb, got {name}{suggest(name, options)}")
+        if options.get(name) == "list":
+            word = f"{go_on(name, begun)}{equals}{value}"
         spelt.append(word)
         if equals or name == "--help":
             continue
@@ -104,8 +108,15 @@ def spell_words(words: Sequence[str], options: Mapping[str, Kind]) -> list[str]:
         first = next((name for name, kind in options.items() if kind != "one"), "")
         if options.get(first) != "list" or "." in first:
             raise ValueError(f"expected an option, as in --out FOLDER, got {loose[0]!r}")
-        spelt += [first, join_list(loose)]
+        spelt += [go_on(first, begun), join_list(loose)]
     return spelt
+
+
+def go_on(name: str, begun: set[str]) -> str:
+    """A list's option; from the second time on in the form that adds to what was said."""
+    again = name in begun and not name.endswith("+")
+    begun.add(name)
+    return f"{name}+" if again else name
 
 
 def take_values(rest: list[str]) -> list[str]:
