@@ -14,9 +14,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from unigs import __version__
 from unigs.records import UnigsError, UnigsWarning, show, suggest
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 VERBS: dict[str, tuple[str, str]] = {
     "synthetic": ("unigs.synthetic:write_datasets", "draw three small data sets to try things on"),
@@ -103,6 +107,15 @@ def refuse_verb(word: str) -> str:
 
 def run_verb(verb: str, words: Sequence[str]) -> None:
     """Parse ``words`` by the signature of the verb's function and call it."""
+    function, parser = make_parser(verb)
+    options = parser.instantiate(parser.parse_args(list(words)))
+    if "config" not in inspect.signature(function).parameters:
+        options.pop("config", None)  # a file of options, which are set by now
+    function(**options)
+
+
+def make_parser(verb: str) -> tuple[Callable, ArgumentParser]:
+    """The verb's function, and the parser of its signature."""
     from jsonargparse import auto_parser
 
     from unigs.verbs.parser import EXAMPLES, ExampleFormatter, VerbParser
@@ -110,17 +123,13 @@ def run_verb(verb: str, words: Sequence[str]) -> None:
     module, name = VERBS[verb][0].split(":")
     function = getattr(import_module(module), name)
     sys.argv[0] = f"unigs {verb}"
-    parser = auto_parser(
+    return function, auto_parser(
         function,
         as_positional=False,
         epilog=f"{EXAMPLES}\n{lines}" if (lines := read_examples(function)) else None,
         formatter_class=ExampleFormatter,
         parser_class=VerbParser,
     )
-    options = parser.instantiate(parser.parse_args(list(words)))
-    if "config" not in inspect.signature(function).parameters:
-        options.pop("config", None)  # a file of options, which are set by now
-    function(**options)
 
 
 def read_examples(function: Callable) -> str:
