@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 RUN := runs/quickstart
 EXTRAS := eval remote demo adapters cluster docs dev
 IMAGES ?= 600
-STEPS ?= 900
+STEPS ?= 200
 SCENES := --size_px 80 --max_things 4 --max_stuff 2 --min_radius 0.08
 ROOTS := COCO OPENIMAGES ENTITYSEG CITYSCAPES ADE20K DAVIS
 SETS = --coco $(1)/coco --openimages $(1)/openimages --entityseg $(1)/entityseg
@@ -33,24 +33,22 @@ lock:  ## resolve the newest allowed versions into requirements.lock
 quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one picture (10 to 20 minutes, 2 cores)
 	$(BIN)/unigs synthetic --out $(RUN)/data --images $(IMAGES) $(SCENES)
 	$(BIN)/unigs shards $(call SETS,$(RUN)/data) --out $(RUN)/shards
-	test -e $(RUN)/base/model_index.json || $(BIN)/unigs base --preset tiny --out $(RUN)/base
 	$(BIN)/lightning fit --config configs/quickstart.yaml --trainer.max_steps $(STEPS)
 	$(BIN)/unigs export --checkpoint $(RUN)/checkpoints/last.ckpt --out $(RUN)/pipeline
 	$(BIN)/unigs sheet --pipeline $(RUN)/pipeline --shards '[$(RUN)/shards]' \
 	  --per_task 2 --out $(RUN)/sheet.png
-	$(BIN)/unigs sheet --pipeline unigs/assets/pipeline --shards '[$(RUN)/shards]' \
-	  --per_task 2 --out $(RUN)/sheet-shipped.png
 	@echo
 	@echo "Done. What there is now:"
 	@echo "  $(RUN)/data       three data sets in the layouts of COCO, Open Images and EntitySeg"
 	@echo "  $(RUN)/shards     the same as WebDataset shards; check: unigs shards verify --out $(RUN)/shards"
 	@echo "  $(RUN)/pipeline   the trained model: UniGSPipeline.from_pretrained('$(RUN)/pipeline')"
 	@echo "  $(RUN)/sheet.png  condition, image, colormap, decoded masks, truth for each task: look at it"
-	@echo "  $(RUN)/sheet-shipped.png  the same scenes by the model that ships with the package, trained longer"
 	@echo "  curves            $(BIN)/tensorboard --logdir runs"
 	@echo "Next: your own data, 'make shards COCO=... OUT=...', then 'lightning fit --config configs/joint.yaml'."
 
 BENCH := runs/benchmark
+LATENTS = OMP_NUM_THREADS=1 $(BIN)/unigs latents --config configs/benchmark.yaml --out $(BENCH)/latents \
+  --samples 48000 --part $(1)
 
 scenes: install  ## draw the benchmark's scenes and write their shards (15 minutes, 2 cores)
 	$(BIN)/unigs synthetic --out $(BENCH)/data --images 12000 --val_images 400 $(SCENES)
@@ -60,7 +58,8 @@ scenes: install  ## draw the benchmark's scenes and write their shards (15 minut
 
 benchmark: scenes  ## train, judge and score the benchmark's model (6 hours, 2 cores); resumes
 	test -e $(BENCH)/base/model_index.json || $(BIN)/unigs base --preset small --out $(BENCH)/base
-	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark.yaml
+	$(call LATENTS,1/2) & $(call LATENTS,2/2) && wait $$!
+	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark.yaml --data.latents $(BENCH)/latents
 	$(BIN)/unigs export --checkpoint $(BENCH)/train/checkpoints/last.ckpt --out $(BENCH)/pipeline --half true
 	test -e $(BENCH)/judge/config.json || OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/judge.yaml
 	$(BIN)/python tools/benchmark_joint.py evaluate

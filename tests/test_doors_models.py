@@ -26,6 +26,7 @@ from unigs.systems.joint.base import (
     read_hub_id,
     resolve_prediction_type,
 )
+from unigs.systems.joint.denoiser import is_joint
 from unigs.systems.joint.folders import list_files
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.joint.predictor import JointPredictor
@@ -432,6 +433,14 @@ def test_a_path_that_is_not_there_is_an_error_and_no_request(
         UniGSPipeline.load(name)
     with pytest.raises(UnigsError):
         load_vae(name)
+
+
+def test_a_model_that_ships_is_a_base_unless_a_folder_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = locate_base("tiny")
+    assert is_joint(load_components("tiny").unet)
+    Path("tiny").mkdir()
+    assert locate_base("tiny") == Path("tiny") != shipped
 
 
 def test_only_a_typed_hub_id_asks_the_hub(tmp_path, monkeypatch, base):

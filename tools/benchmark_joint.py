@@ -4,7 +4,7 @@
     train [ROW ...]   one short run per row: palette, target, timesteps, given stream, all tasks;
                       --seed N trains it from another seed, into a folder of its own
     decode            decoders, thresholds, colour spaces (Tables 8 and 9)
-    sample            solvers, steps, guidance of the colormap
+    sample            solvers, steps, noises, guidance of the colormap
     guidance          of the pictures, by words and entities, judged by the benchmark's segmenter
     tables            write all of these that are there into README.md and docs/benchmark.md
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -69,9 +68,22 @@ given stream clamped and not learnt."""
 SAMPLES = 50
 
 
-def row_folder(name: str, seed: int) -> Path:
+def row_folder(work: Path, name: str, seed: int) -> Path:
     """Where a row's run lies."""
-    return OUT / f"seed-{seed}" / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return work / f"seed-{seed}" / re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+
+
+def train_short(folder: Path, seed: int, *changes: str, **options: Any) -> Path:
+    """One short run in a folder of its own, which goes on if it was stopped; its exported model."""
+    options = {
+        **options, "seed_everything": seed, "data.init_args.seed": seed,
+        "trainer.limit_val_batches": 0, "trainer.logger.init_args.save_dir": folder.parent,
+        "trainer.logger.init_args.name": folder.name,
+    }  # fmt: skip
+    run("fit", *as_words(options), *changes)
+    model = folder / "model"
+    run("export", *as_words({"checkpoint": folder / "checkpoints/last.ckpt", "out": model}))
+    return model
 
 
 def train_rows(names: list[str], seed: int) -> None:
@@ -80,28 +92,17 @@ def train_rows(names: list[str], seed: int) -> None:
     if not base.exists():
         run("base", "--preset", "tiny", "--out", str(base))
     for name in names or list(ROWS):
-        folder = row_folder(name, seed)
+        folder = row_folder(OUT, name, seed)
         if (folder / "score.json").exists():
             continue
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        # The callbacks' list cannot be changed in part, so a copy of the config names the folder.
-        recipe = Path("configs/ablation.yaml").read_text()
-        config = folder / "recipe.yaml"
-        config.write_text(recipe.replace(str(OUT / "reference"), str(folder)))
-        seeds = (f"--seed_everything={seed}", f"--data.init_args.seed={seed}")
-        run("fit", "--config", str(config), *seeds, *ROWS[name])
-        run("export", "--checkpoint", str(folder / "model.ckpt"), "--out", str(folder / "pipeline"))
+        model = train_short(folder, seed, *ROWS[name], config="configs/ablation.yaml")
         figures = {
             steps: score(
-                folder / "pipeline",
-                folder / f"rows-{steps}",
-                ["entity"],
-                num_inference_steps=steps,
+                model, folder / f"rows-{steps}", ["entity"], num_inference_steps=steps,
                 ensemble_size=1,
             )
             for steps in (1, 20)
-        }
+        }  # fmt: skip
         write_json(folder / "score.json", figures)
 
 
@@ -113,42 +114,27 @@ def run(*words: str) -> None:
 
 MODEL_FOLDER = WORK / "pipeline"
 WITH_BOUNDS = [MODEL_FOLDER, "oracle", f"oracle-vae={MODEL_FOLDER}", "floor-random"]
-ALONE = [MODEL_FOLDER]
 MASKS = ["referring", "entity"]
 PICTURES = ["inpainting", "synthesis"]
 
 EVALUATIONS: dict[str, dict[str, Any]] = {
-    "masks-1": {"models": WITH_BOUNDS, "scenes.tasks": MASKS},
-    "masks-dichotomy": {
-        "models": WITH_BOUNDS[:3], "scenes.tasks": MASKS, "sampling.decoder": "dichotomy",
-    },
-    "masks-alone": {"models": ALONE, "scenes.tasks": MASKS, "sampling.ensemble_size": 1},
-    "masks-raw": {
-        "models": ALONE, "scenes.tasks": MASKS, "sampling.ensemble_size": 1,
-        "sampling.guided_filter": "false",
-    },
-    "masks-20": {
-        "models": ALONE, "scenes.tasks": MASKS, "sampling.ensemble_size": 1,
-        "sampling.num_inference_steps": 20,
-    },
-    "pictures": {
-        "models": WITH_BOUNDS, "scenes.tasks": PICTURES, "judges.segmenter": WORK / "judge",
-    },
-}  # fmt: skip
+    "masks": {"scenes.tasks": MASKS},
+    "pictures": {"scenes.tasks": PICTURES, "judges.segmenter": WORK / "judge"},
+}
 """Folder under runs/benchmark -> options of ``unigs evaluate``; the rest is the same for all. What
 is not said is as the model remembers."""
 
 TEST = {"shards": [WORK / "test-shards"]}
 FIXED = {
     "scenes.resolution_px": 64, "scenes.max_painted": 25, "scenes.min_area": 0.004,
-    "scenes.samples_per_task": 250, "scenes.batch_size": 20,
+    "scenes.samples_per_task": 1000, "scenes.batch_size": 20,
 }  # fmt: skip
 
 
 def evaluate_test() -> None:
     """Score the model on the test scenes, and draw the sheets that docs/ shows."""
     for name, options in EVALUATIONS.items():
-        where = {"out": WORK / f"evaluation-{name}"}
+        where = {"models": WITH_BOUNDS, "out": WORK / f"evaluation-{name}"}
         run("evaluate", *as_words({**TEST, **FIXED, **options, **where}))
     sheet = {"pipeline": MODEL_FOLDER, **TEST, "per_task": 4}
     for name, tasks in (("masks", MASKS), ("pictures", PICTURES)):
@@ -243,14 +229,19 @@ def compare_guidance() -> None:
 
 
 def compare_samplers() -> None:
-    """Steps, solvers and the colormap's guidance, on the two tasks that find masks."""
+    """Steps, solvers, noises, decoders and guidance, on the two tasks that find masks."""
     rows: dict[str, dict[str, Any]] = {
+        "UniPC 1, 3 noises": {"num_inference_steps": 1, "ensemble_size": 3},
+        "UniPC 1, 3 noises, dichotomy": {
+            "num_inference_steps": 1, "ensemble_size": 3, "decoder": "dichotomy",
+        },
+        "UniPC 1, no guided filter": {"num_inference_steps": 1, "guided_filter": False},
         **{f"UniPC {steps}": {"num_inference_steps": steps} for steps in (1, 2, 20)},
         "DDIM 200": {"num_inference_steps": 200, "solver": "ddim"},
         "UniPC 20, colormap guidance 3": {"colormap_guidance_scale": 3.0},
         "UniPC 2, colormap guidance 3": {"num_inference_steps": 2, "colormap_guidance_scale": 3.0},
         "UniPC 20, given stream denoised": {"given_stream": "denoise"},
-    }
+    }  # fmt: skip
     figures = {}
     for name, options in rows.items():
         folder = OUT / "sample" / name.replace(",", "").replace(" ", "-")
@@ -295,13 +286,6 @@ MODELS = {
     "truth through the VAE": "oracle-vae",
     "truth": "oracle",
 }
-SAMPLINGS = {
-    "**1 step, 3 noises**": "masks-1",
-    "the paper's decoder": "masks-dichotomy",
-    "1 noise": "masks-alone",
-    "1 noise, no guided filter": "masks-raw",
-    "20 steps, 1 noise": "masks-20",
-}
 ABLATIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "decode": (("entity", "miou"), ("entity", "recall")),
     "guidance": (
@@ -321,8 +305,8 @@ def fill_tables() -> None:
     page = Path("docs/benchmark.md")
     evaluations = [WORK / f"evaluation-{name}" / "report.md" for name in EVALUATIONS]
     if all(path.exists() for path in evaluations):
-        replace_table(Path("README.md"), "results", render_results())
-        replace_table(page, "samplings", render_samplings())
+        for place in (Path("README.md"), page):
+            replace_table(place, "results", render_results())
     if list(OUT.glob("seed-*/*/score.json")):
         replace_table(page, "train", render_training())
     for name, heads in ABLATIONS.items():
@@ -346,15 +330,12 @@ def replace_table(path: Path, mark: str, lines: list[list[str]]) -> None:
 def read_figure(evaluation: str, model: str, row: Row) -> str:
     """One cell of the table of results, with half the width of its 95 % interval."""
     folder = WORK / f"evaluation-{evaluation}" / model
-    if evaluation == "masks-dichotomy":
-        folder = folder.with_name(f"{model}-dichotomy")
     results = json.loads((folder / "results.json").read_text())
     value = results["figures"][row.task]["all"].get(row.figure)
     if value is None:
         return "-"
     interval = results.get("intervals", {}).get(row.task, {}).get("all", {}).get(row.figure)
-    ships = model == WORK.name and evaluation in ("masks-1", "pictures")
-    told = f"**{value:.3f}**" if ships else f"{value:.3f}"
+    told = f"**{value:.3f}**" if model == WORK.name else f"{value:.3f}"
     return told if interval is None else f"{told} ± {tell_half(interval)}"
 
 
@@ -362,19 +343,9 @@ def render_results() -> list[list[str]]:
     """The model as it is best used, between floor and ceiling."""
     lines = [["", *MODELS, "target"]]
     for row in RESULTS:
-        name = "masks-1" if row.task in MASKS else "pictures"
+        name = "masks" if row.task in MASKS else "pictures"
         cells = [read_figure(name, model, row) for model in MODELS.values()]
         lines.append([row.title, *cells, row.target])
-    return lines
-
-
-def render_samplings() -> list[list[str]]:
-    """The same model, its masks sampled in other ways."""
-    lines = [["", *SAMPLINGS]]
-    for row in RESULTS:
-        if row.task in MASKS:
-            cells = [read_figure(name, WORK.name, row) for name in SAMPLINGS.values()]
-            lines.append([row.title, *cells])
     return lines
 
 
@@ -382,7 +353,7 @@ def render_training() -> list[list[str]]:
     """The short runs: mean over the seeds that are there, and half their range."""
     lines = [["training row", "mIoU, 1 step", "recall", "AP^e", "mIoU, 20 steps", "recall", "AP^e"]]
     for name in ROWS:
-        paths = sorted(OUT.glob(f"seed-*/{row_folder(name, 0).name}/score.json"))
+        paths = sorted(OUT.glob(f"seed-*/{row_folder(OUT, name, 0).name}/score.json"))
         runs = [json.loads(path.read_text()) for path in paths]
         cells = [
             tell_seeds([one[steps]["entity"][figure] for one in runs])

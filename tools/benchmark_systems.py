@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +28,10 @@ from benchmark_joint import (
     as_words,
     judge,
     replace_table,
+    row_folder,
     run,
     tell_seeds,
+    train_short,
     write_json,
 )
 
@@ -110,7 +111,7 @@ def evaluate_test() -> None:
         for name, path in paths.items()
         if path.exists() or MODELS[name] in ("floor-random", "oracle")
     ]
-    scenes = {**FIXED, "scenes.samples_per_task": 1000, "scenes.tasks": ["entity"]}
+    scenes = {**FIXED, "scenes.tasks": ["entity"]}
     run("evaluate", *as_words({"models": there, **TEST, **scenes, "out": WORK / "evaluation"}))
 
 
@@ -146,34 +147,19 @@ def learn_stages() -> None:
     write_json(WORK / "stages.json", dict(zip(("FF", "FF-R", *there), rates)))
 
 
-def row_folder(name: str, seed: int) -> Path:
-    """Where a row's run lies."""
-    slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
-    return WORK / f"seed-{seed}" / slug
-
-
 def train_rows(names: list[str], seed: int) -> None:
     """Train, export and score rows that are not done yet."""
+    short = {
+        "trainer.max_steps": STEPS, "model.init_args.optimizer.decay_steps": STEPS,
+        "data.init_args.loading.global_batch_size": BATCH,
+    }  # fmt: skip
     for name in names or list(ROWS):
-        folder = row_folder(name, seed)
-        if (folder / "score.json").exists():
-            continue
-        config, changes = ROWS[name]
-        options = {
-            "config": config, "seed_everything": seed, "data.init_args.seed": seed,
-            "trainer.max_steps": STEPS, "trainer.limit_val_batches": 0,
-            "data.init_args.loading.global_batch_size": BATCH,
-            "model.init_args.optimizer.decay_steps": STEPS,
-            "trainer.logger.init_args.save_dir": folder.parent,
-            "trainer.logger.init_args.name": folder.name,
-        }  # fmt: skip
-        run("fit", *as_words(options), *changes)
-        run(
-            "export",
-            *as_words({"checkpoint": folder / "checkpoints/last.ckpt", "out": folder / "model"}),
-        )
-        predictor = load_predictor(str(folder / "model"))
-        write_json(folder / "score.json", judge(predictor, folder / "rows", ["entity"]))
+        folder = row_folder(WORK, name, seed)
+        if not (folder / "score.json").exists():
+            config, changes = ROWS[name]
+            model = train_short(folder, seed, *changes, config=config, **short)
+            found = judge(load_predictor(str(model)), folder / "rows", ["entity"])
+            write_json(folder / "score.json", found)
 
 
 def compare_samplers() -> None:
@@ -261,7 +247,7 @@ def render_stages(rates: Mapping[str, Sequence[float]]) -> list[list[str]]:
 
 def read_rows(name: str) -> list[dict[str, float]]:
     """Figures of a short run, one per seed that is there."""
-    paths = sorted(WORK.glob(f"seed-*/{row_folder(name, 0).name}/score.json"))
+    paths = sorted(WORK.glob(f"seed-*/{row_folder(WORK, name, 0).name}/score.json"))
     return [json.loads(path.read_text())["entity"] for path in paths]
 
 

@@ -275,6 +275,8 @@ def train(size: Size, out: Path, drawing: Any, ends: float) -> dict[str, float]:
     on_gpu = size.device == "cuda"
     options = {
         "model.base": prepare_base(out / "work", "small"),
+        "model.optimizer.decay_steps": size.trained_steps,
+        "data.loading.global_batch_size": 32 if on_gpu else 8,
         "data.shards": f"[{out / 'work' / 'shards'}]",
         "data.tasks.resolution_px": size.trained_px,
         "data.loading.num_workers": min(8, os.cpu_count() or 1),

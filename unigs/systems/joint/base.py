@@ -29,6 +29,7 @@ from unigs.weights import (
     find_weights,
     in_words,
     load_module,
+    locate_shipped,
     read_config,
     read_hub_id,
     read_tensors,
@@ -62,13 +63,15 @@ def locate_base(base: str, revision: str | None = None, download: bool = True) -
     """The local folder or file that a name stands for.
 
     Args:
-        base: a path, or a hub id; see :func:`read_hub_id`. A path that exists always wins.
+        base: a path, the name of a model that ships, or a hub id; see :func:`read_hub_id`. A path
+            that exists always wins.
         revision: of a hub id.
         download: whether the hub may be asked; False looks at its local cache alone.
 
     Raises:
         UnigsError: nothing there.
     """
+    base = str(locate_shipped(base))
     with in_words("the name of a base", repr(base)):
         found = Path(base).exists()
         name = None if found else read_hub_id(base)
@@ -102,9 +105,10 @@ def load_components(base: str, revision: str | None = None) -> Components:
     """Load a base.
 
     Args:
-        base: a local diffusers folder, a single file in the original layout (safetensors or
-            ``.ckpt``), or a hub id (``stable-diffusion-v1-5/stable-diffusion-inpainting``), which
-            downloads unless it is cached. Weights of folders and ids must be safetensors.
+        base: a local diffusers folder, the name of a model that ships, a single file in the
+            original layout (safetensors or ``.ckpt``), or a hub id
+            (``stable-diffusion-v1-5/stable-diffusion-inpainting``), which downloads unless it is
+            cached. Weights of folders and ids must be safetensors.
         revision: hub revision to pin.
 
     Raises:

@@ -93,7 +93,8 @@ class UniGS(System):
 
     Args:
         base: diffusers folder, single file or hub id whose UNet is widened to 13 channels in and 8
-            out; see ``unigs base --help`` for folders of random weights.
+            out, or a joint model to go on from: a folder that ``unigs export`` wrote, or ``tiny``,
+            which ships. See ``unigs base --help`` for folders of random weights.
         revision: hub revision to pin.
         palette: by which entities are painted; it also decides how many a picture may have.
         objective: what the network is asked for, and how its errors weigh.

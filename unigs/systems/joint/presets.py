@@ -53,6 +53,8 @@ _UNET_SMALL = {
     "cross_attention_dim": 64,
     "attention_head_dim": 4,
 }
+_WORDS_IN_TIME = {"addition_embed_type": "text", "addition_embed_type_num_heads": 4}
+"""The words pooled and added to the time embedding, too: every block hears them."""
 _TEXT_SMALL = {  # a bag of words: random layers and places would only blur them
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -68,7 +70,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "text_encoder": _TEXT_SMALL,
     },
     "small": {  # 8 M parameters, the benchmark's model at 64 px
-        "unet": {**_UNET_SMALL, "block_out_channels": (64, 128, 160)},
+        "unet": {**_UNET_SMALL, **_WORDS_IN_TIME, "block_out_channels": (64, 128, 160)},
         "vae": _VAE_TINY,
         "text_encoder": _TEXT_SMALL,
     },
