@@ -30,7 +30,7 @@ lock:  ## resolve the newest allowed versions into requirements.lock
 	$(BIN)/uv pip compile setup.cfg $(EXTRAS:%=--extra %) --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-header --upgrade -q -o requirements.lock
 
-quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one picture (6 to 8 minutes, 2 cores)
+quickstart: install  ## synthetic data -> shards -> training -> pipeline -> one picture (5 to 7 minutes, 2 cores)
 	$(BIN)/unigs synthetic --out $(RUN)/data --images $(IMAGES) $(SCENES)
 	$(BIN)/unigs shards $(call SETS,$(RUN)/data) --out $(RUN)/shards
 	$(BIN)/lightning fit --config configs/quickstart.yaml --trainer.max_steps $(STEPS)
