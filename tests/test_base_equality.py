@@ -17,12 +17,12 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline, U
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from unigs.noise import draw_noise
 from unigs.records import UnigsWarning
 from unigs.systems.joint.base import load_components
 from unigs.systems.joint.denoiser import widen_unet
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.joint.sampler import make_solver
-from unigs.systems.noise import draw_noise
 from unigs.systems.sampling import Sampling
 
 STEPS, SEED, INDICES, SIZE = 5, 3, [7, 8], (32, 64)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from unigs.codec import Palette
 from unigs.data import stack_samples
+from unigs.noise import draw_noise, draw_timesteps
 from unigs.recipes.bases import make_base
 from unigs.records import TASKS, UnigsError
 from unigs.systems.balance import balance_sizes, known_share
@@ -33,7 +34,6 @@ from unigs.systems.joint.objective import (
     snr_weights,
 )
 from unigs.systems.joint.presets import PRESETS
-from unigs.systems.noise import draw_noise, draw_timesteps
 from unigs.systems.pixels import to_signed, to_uint8
 from unigs.tasks import RECIPES, TaskOptions
 

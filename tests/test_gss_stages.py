@@ -15,6 +15,7 @@ from gss_parts import (
     make_vq,
 )
 
+from unigs.noise import draw_gumbel
 from unigs.recipes.maskige import Maskige
 from unigs.records import UnigsError
 from unigs.systems.gss.coder import Coder, load_coder, save_coder
@@ -24,7 +25,6 @@ from unigs.systems.gss.posterior import VQPosterior, load_posterior
 from unigs.systems.gss.predictor import load_stages
 from unigs.systems.gss.readers import ConvReader
 from unigs.systems.load import load_predictor, load_system
-from unigs.systems.noise import draw_gumbel
 from unigs.systems.pixels import resize_labels, to_signed
 from unigs.tasks import UNKNOWN
 

@@ -16,6 +16,7 @@ from builders import build_data, build_unigs
 from unigs.codec import Palette
 from unigs.latents import OtherLatents, decode_row, encode_row, open_cache, stack_latents
 from unigs.locks import FolderBusy, lock_folder
+from unigs.noise import draw_noise
 from unigs.records import TASKS, Latents
 from unigs.shards import DamagedSample, ShardError
 from unigs.shards.samples import encode_member, split_members
@@ -120,6 +121,22 @@ def test_losses_are_those_of_a_live_run(base, shards, cached):
         system.towers.encode_chunk = 1
         seen |= set(batch.task.tolist())
     assert seen == set(range(len(TASKS)))
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_the_loader_draws_the_noise_of_a_step(base, shards, cached, live, monkeypatch):
+    """Bit for bit what a step would draw for itself, which then draws none."""
+    system, data, _ = make_run(base, shards, None if live else cached)
+    batch = next(iter(data.train_dataloader()))
+    alone = replace(batch, noise=None)
+    drawn = draw_noise(batch.seed, batch.index.tolist(), system.shape_noise(32), "noise")
+    assert torch.equal(batch.noise, drawn)
+    expected = system.losses(alone)
+    monkeypatch.delattr("unigs.noise.draw_noise")
+    came = system.losses(batch)
+    assert all(torch.equal(came[name], loss) for name, loss in expected.items())
+    with pytest.raises(NameError):
+        system.losses(alone)
 
 
 def test_a_later_pass_repeats_the_sample_and_draws_its_noise_anew(base, shards, cached):

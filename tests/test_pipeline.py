@@ -10,11 +10,11 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 
 from unigs.codec import Palette, decode_dichotomy, encode_colormap
+from unigs.noise import draw_noise
 from unigs.records import TASKS, UnigsError
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.joint.predictor import JointPredictor
 from unigs.systems.joint.sampler import make_solver, sample_streams
-from unigs.systems.noise import draw_noise
 from unigs.systems.pixels import fit_size, resize_labels, resize_pixels
 from unigs.systems.sampling import Sampling
 

@@ -19,11 +19,11 @@ from unigs.callbacks import EMA, Evaluation, SampledValidation
 from unigs.codec.analog_bits import BitCode, decode_bits, encode_bits
 from unigs.data import UniGSData, stack_samples
 from unigs.metrics.panoptic import PanopticEntityQuality
+from unigs.noise import draw_times
 from unigs.records import UnigsError
 from unigs.systems import Pix2SeqD
 from unigs.systems.backbone import Backbone
 from unigs.systems.load import load_predictor, load_system
-from unigs.systems.noise import draw_times
 from unigs.systems.pix2seq_d.diffusion import (
     BitSampling,
     add_noise,
@@ -381,6 +381,17 @@ def fitted(shards, tmp_path_factory):
     torch.manual_seed(0)
     trainer.fit(make_model(), make_data(shards))
     return folder, trainer
+
+
+def test_the_loader_draws_the_noise_of_a_step(fitted, shards, monkeypatch):
+    """Bit for bit what a step would draw for itself, which then draws none."""
+    model, data = fitted[1].lightning_module, make_data(shards)
+    data.trainer = fitted[1]
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    expected = model.losses(replace(batch, noise=None))["bits"]
+    monkeypatch.delattr("unigs.noise.draw_noise")
+    assert torch.equal(model.losses(batch)["bits"], expected)
 
 
 def test_a_fit_validates_averages_and_saves(fitted):

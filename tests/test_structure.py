@@ -16,6 +16,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py"))
 # Left to right, as drawn in the README; a module imports only from groups at or before its own.
 ORDER = [
     ["seeds", "records"],
+    ["noise"],
     ["files", "locks", "runs"],
     ["images", "weights"],
     ["annotations", "synthetic"],

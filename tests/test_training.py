@@ -525,13 +525,14 @@ def test_the_share_of_the_devices_peak_is_logged_where_the_peak_is_known(
 
 def test_noise_and_timesteps_follow_the_seed_of_the_data(base, shards, monkeypatch):
     """One home for the seed: the same pictures under another seed get other noise."""
+    import unigs.noise
     import unigs.systems.joint.objective as objective
 
     seeds = []
-    for name in ("draw_noise", "draw_timesteps"):
-        real = getattr(objective, name)
+    for where, name in ((unigs.noise, "draw_noise"), (objective, "draw_timesteps")):
+        real = getattr(where, name)
         spy = lambda seed, *more, real=real: seeds.append(seed) or real(seed, *more)
-        monkeypatch.setattr(objective, name, spy)
+        monkeypatch.setattr(where, name, spy)
     model = make_model(base)
     model.configure_model()
     batches = []

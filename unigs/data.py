@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from unigs.codec import Palette
 from unigs.latents import NAME, RUN, WINDOWS, LatentDataset, open_cache, refuse_other, stack_latents
+from unigs.noise import training_noise
 from unigs.plan import Plan
-from unigs.records import TASKS, Batch, TaskSample, UnigsError
+from unigs.records import TASKS, Batch, Latents, TaskSample, UnigsError
 from unigs.runs import Rule, flatten_options
 from unigs.shards import Manifest, read_manifests
 from unigs.streams import LOADER_TIMEOUT_S, Made, StreamDataset, StreamLoader
@@ -102,6 +103,14 @@ def stack_past(samples: Sequence[TaskSample]) -> dict[str, Any]:
         if sample.past is not None:
             row[: len(sample.past)] = sample.past
     return {"past": torch.from_numpy(past), "gone": [s.gone for s in samples]}
+
+
+def stack_training(
+    samples: Sequence[Any], stack: Callable[[Sequence[Any]], Batch | Latents], shape: Sequence[int]
+) -> Batch | Latents:
+    """What ``stack`` makes of samples, with the noise of its step: of ``shape`` a sample."""
+    batch = stack(samples)
+    return replace(batch, noise=training_noise(batch, shape))
 
 
 def stack_made(made: Sequence[Made]) -> Batch:
@@ -299,13 +308,17 @@ class UniGSData(L.LightningDataModule):
             refuse_other(cache.options[RUN], self.describe_latents(cache.source), self.latents)
             kind = LatentDataset if cache.source == NAME else WindowDataset
             dataset = kind(dataset, cache)
+        stack = stack_latents if isinstance(dataset, LatentDataset) else stack_samples
+        system = getattr(self.trainer, "lightning_module", None)
+        shape_noise = getattr(system, "shape_noise", lambda side_px: None)
+        shape = shape_noise(self.tasks.resolution_px)
         pictures, load = sum(map(len, dataset.manifests.values())), self.loading
         rank, world = self._place()
         if self._position is None and self.trainer is not None:
             self._position = self.state_dict() or None
         self._stream = StreamLoader(
             dataset,
-            stack_latents if isinstance(dataset, LatentDataset) else stack_samples,
+            stack if shape is None else partial(stack_training, stack=stack, shape=shape),
             global_batch_size=load.global_batch_size,
             steps_per_epoch=load.steps_per_epoch or max(1, pictures // load.global_batch_size),
             rank=rank,

@@ -232,10 +232,11 @@ class Batch(Movable):
         past: int32 [B, P, H, W], zeros of a picture among frames; None if no sample is a frame.
         gone: of each sample; empty if no sample is a frame.
         image_latents: float32 [B, 4, h, w], those of ``image``, if they are cached.
+        noise: float32 [B, ...], of the training step, if the loader drew it; see ``noise``.
     """
 
     MOVED: ClassVar[tuple[str, ...]] = (
-        "image", "labels", "ignored", "coarse_mask", "past", "image_latents",
+        "image", "labels", "ignored", "coarse_mask", "past", "image_latents", "noise",
     )  # fmt: skip
 
     keys: list[str]
@@ -253,6 +254,7 @@ class Batch(Movable):
     past: torch.Tensor | None = None
     gone: list[tuple[str, ...]] = field(default_factory=list)
     image_latents: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -272,9 +274,10 @@ class Latents(Movable):
         mask: float32 [B, 1, h, w], the coarse mask; 1 is to be filled.
         known: float32 [B, 1, h, w] in 0..1, the part of each cell whose colormap is known.
         weight: float32 [B, 1, h, w], of the cells in the loss, of mean 1.
+        noise: float32 [B, 8, h, w], of the training step, if the loader drew it.
     """
 
-    MOVED: ClassVar[tuple[str, ...]] = ("clean", "context", "mask", "known", "weight")
+    MOVED: ClassVar[tuple[str, ...]] = ("clean", "context", "mask", "known", "weight", "noise")
 
     keys: list[str]
     prompts: list[str]
@@ -286,6 +289,7 @@ class Latents(Movable):
     mask: torch.Tensor
     known: torch.Tensor
     weight: torch.Tensor
+    noise: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

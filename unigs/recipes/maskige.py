@@ -14,13 +14,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from unigs.metrics.classes import SemanticQuality
+from unigs.noise import draw_gumbel
 from unigs.records import Batch
 from unigs.systems.gss.coder import Coder, resize_maskige, save_coder
 from unigs.systems.gss.module import measure_pixels
 from unigs.systems.gss.painting import choose_painting, keep_colours, number_pixels
 from unigs.systems.gss.posterior import load_posterior
 from unigs.systems.gss.readers import ConvReader
-from unigs.systems.noise import draw_gumbel
 from unigs.systems.pixels import resize_labels, to_signed, to_uint8
 from unigs.systems.system import Learner, cycle_rate
 from unigs.tasks import UNKNOWN, list_classes

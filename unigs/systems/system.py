@@ -212,6 +212,14 @@ class System(Learner):
         """What :meth:`encode` makes of images alone: uint8 [B, 3, H, W] -> [B, 4, h, w]."""
         raise NotImplementedError
 
+    def shape_noise(self, side_px: int) -> tuple[int, ...] | None:
+        """Shape of one sample's training noise, which the loader draws; None: there is none.
+
+        Args:
+            side_px: of the square pictures that are trained on.
+        """
+        return None
+
     def make_predictor(self, sampling: Sampling | None = None) -> SystemPredictor:
         """A predictor over the live network, without a copy.
 

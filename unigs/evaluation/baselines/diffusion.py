@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from unigs.evaluation.baselines.colours import ClassPalette, load_colours
+from unigs.noise import draw_noise
 from unigs.records import Batch, Prediction, UnigsError
 from unigs.systems.joint.base import check_files
-from unigs.systems.noise import draw_noise
 from unigs.tasks import english_list
 from unigs.weights import in_words, load_module, resolve_source
 

@@ -25,6 +25,7 @@ from unigs.systems.joint.denoiser import NEW_LAYERS, merge_unet, widen_unet
 from unigs.systems.joint.objective import Objective, measure_losses, weigh_cells
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.joint.predictor import JointPredictor
+from unigs.systems.joint.towers import LATENT_CHANNELS
 from unigs.systems.sampling import Sampling, read_remembered
 from unigs.systems.system import Optimizer, System
 
@@ -245,8 +246,13 @@ class UniGS(System):
         known, weight = weigh_cells(self.objective, batch, (clean.shape[-2], clean.shape[-1]))
         return Latents(
             batch.keys, batch.prompts, batch.seed, batch.index, batch.task,
-            clean, context, mask, known, weight,
+            clean, context, mask, known, weight, batch.noise,
         )  # fmt: skip
+
+    def shape_noise(self, side_px: int) -> tuple[int, ...]:
+        self.configure_model()
+        cells = side_px // self.towers.factor
+        return 2 * LATENT_CHANNELS, cells, cells
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         return self.towers.encode_pixels(images)

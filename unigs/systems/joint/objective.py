@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from unigs.noise import draw_timesteps, training_noise
 from unigs.records import TASKS, Batch, Latents, UnigsError
 from unigs.systems.balance import balance_sizes, known_share
 from unigs.systems.joint.conditions import Conditions
 from unigs.systems.joint.denoiser import denoise
 from unigs.systems.joint.towers import LATENT_CHANNELS
-from unigs.systems.noise import draw_noise, draw_timesteps
 from unigs.systems.sending import send
 from unigs.tasks import RECIPES
 
@@ -70,8 +70,7 @@ def measure_losses(
         float32 [B] by branch, ``image`` and ``colormap``, without the branches' weights.
     """
     clean, indices = latents.clean, latents.index.tolist()
-    noise = draw_noise(latents.seed, indices, clean.shape[1:], "noise")
-    noise = send(noise, clean.device)
+    noise = send(training_noise(latents, clean.shape[1:]), clean.device)
     steps = scheduler.config.num_train_timesteps
     timesteps = send(draw_timesteps(latents.seed, indices, steps), clean.device)
     given = given_streams(conditions.task)  # [B, 2]

@@ -13,12 +13,12 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
+from unigs.noise import draw_noise
 from unigs.records import UnigsError
 from unigs.systems.joint.conditions import Conditions
 from unigs.systems.joint.denoiser import denoise, spread_streams
 from unigs.systems.joint.objective import given_streams
 from unigs.systems.joint.towers import FrozenTowers
-from unigs.systems.noise import draw_noise
 from unigs.systems.sampling import Sampling, Solver
 from unigs.tasks import RECIPES
 

@@ -16,7 +16,7 @@ from unigs.codec.analog_bits import BitCode
 from unigs.records import Batch, UnigsError
 from unigs.runs import Rule
 from unigs.systems.pix2seq_d.diffusion import BitSampling
-from unigs.systems.pix2seq_d.network import BitDenoiser, Network, widen_past
+from unigs.systems.pix2seq_d.network import BitDenoiser, Network, find_grid, widen_past
 from unigs.systems.pix2seq_d.objective import Objective, count_outputs, measure_losses
 from unigs.systems.pix2seq_d.predictor import BitPredictor, Trained, read_folder, read_network
 from unigs.systems.sampling import Sampling
@@ -180,6 +180,9 @@ class Pix2SeqD(System):
         if self._trainer is not None and self.trainer.state.fn != "fit":
             self.classes = None
         self.take_data(table, stored["side_px"], "the checkpoint")
+
+    def shape_noise(self, side_px: int) -> tuple[int, ...]:
+        return self.code.channels, *find_grid((side_px, side_px), self.told.divisor)
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The error of the bits, float32 [B]."""

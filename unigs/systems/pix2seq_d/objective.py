@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from unigs.codec.analog_bits import BitCode, encode_bits, expected_bits, split_logits
 from unigs.codec.panoptic_ids import IdKind, draw_ids, instance_weights
+from unigs.noise import draw_times, draw_uniform, training_noise
 from unigs.records import TASKS, Batch, UnigsError
-from unigs.systems.noise import draw_noise, draw_times, draw_uniform
 from unigs.systems.pix2seq_d.diffusion import add_noise, signal_share
 from unigs.systems.pix2seq_d.network import BitDenoiser, find_grid
 from unigs.systems.pixels import resize_labels
@@ -164,9 +164,9 @@ def measure_losses(
     grid = find_grid((batch.labels.shape[-2], batch.labels.shape[-1]), network.told.divisor)
     truth = read_truth(batch, table, code, objective, grid, network.told.past)
     clean = encode_bits(truth.classes, truth.ids, code)
-    indices = batch.index.tolist()
-    noise = draw_noise(batch.seed, indices, clean.shape[1:], "noise").to(clean.device)
-    gamma = signal_share(draw_times(batch.seed, indices)).to(clean.device, torch.float32)
+    noise = training_noise(batch, clean.shape[1:]).to(clean.device)
+    times = draw_times(batch.seed, batch.index.tolist())
+    gamma = signal_share(times).to(clean.device, torch.float32)
     noisy = add_noise(clean, noise, gamma)
     past = None if truth.past is None else encode_past(truth.past, code)
     output = network.denoise(noisy, gamma, *network.encode(batch.image, past)).float()

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from unigs.codec.analog_bits import BitCode, decode_bits
 from unigs.codec.panoptic_ids import Panoptic, decode_panoptic
+from unigs.noise import draw_noise
 from unigs.pictures import colour_labels
 from unigs.records import Batch, Prediction, UnigsError
 from unigs.systems.backbone import Backbone
 from unigs.systems.clips import ClipState, Tracked
 from unigs.systems.folders import load_model, save_model
-from unigs.systems.noise import draw_noise
 from unigs.systems.pix2seq_d.diffusion import BitSampling, sample_bits
 from unigs.systems.pix2seq_d.network import BitDenoiser, Network, find_grid
 from unigs.systems.pix2seq_d.objective import LossKind, count_outputs, encode_past, read_clean

@@ -1,4 +1,8 @@
-"""Noise and timesteps, keyed by (seed, index): a resumed or re-scaled run sees the same ones."""
+"""Noise and timesteps, keyed by (seed, index): a resumed or re-scaled run sees the same ones.
+
+On the CPU, so that every device sees the same numbers; in the loader's processes, where there are
+such, so that no step waits for them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,15 @@ from collections.abc import Sequence
 
 import torch
 
+from unigs.records import Batch, Latents
 from unigs.seeds import derive_seed
+
+
+def training_noise(batch: Batch | Latents, shape: Sequence[int]) -> torch.Tensor:
+    """What a training step adds, float32 [B, *shape]: as the loader drew it, else drawn here."""
+    if batch.noise is not None:
+        return batch.noise
+    return draw_noise(batch.seed, batch.index.tolist(), shape, "noise")
 
 
 def draw_noise(
