@@ -58,8 +58,10 @@ MODELS = {
 """Row of the table -> model of ``unigs evaluate``."""
 PIX2SEQ_D, GSS = "configs/pix2seq-d-benchmark.yaml", "configs/gss-benchmark.yaml"
 OPTIONS = "--model.init_args"
-STEPS, BATCH = 300, 8
+STEPS, BATCH = {PIX2SEQ_D: 300, GSS: 200}, 8
 STAGES = {name: Path("runs/maskige") / name.lower() for name in ("FT", "TF", "TT")}
+RANDOM = Path("runs/vq/random")
+"""The posterior of FF-R, trained on random colours."""
 HIDDEN = "--data.init_args.tasks.unlabelled_share=0.15"
 
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -86,6 +88,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "GSS-FF: the same without the auxiliary head": (
         GSS, (HIDDEN, f"{OPTIONS}.prior.auxiliary=false"),
     ),
+    "GSS-FF-R": (GSS, (f"{OPTIONS}.variant=FF-R", f"{OPTIONS}.posterior={RANDOM}")),
     **{
         f"GSS-{name}": (
             GSS, (f"{OPTIONS}.variant={name}", f"{OPTIONS}.start_from={folder}"),
@@ -133,6 +136,12 @@ def evaluate_shifted() -> None:
 
 def learn_stages() -> None:
     """Learn the first stages that are not there, and measure what each loses."""
+    if not RANDOM.exists():
+        options = {
+            "config": "configs/vq.yaml", "model.colours": "random", "model.out": RANDOM,
+            "trainer.logger.init_args.name": "vq/random-train",
+        }  # fmt: skip
+        run("fit", *as_words(options))
     for name, folder in STAGES.items():
         if not folder.exists():
             options = {
@@ -142,21 +151,24 @@ def learn_stages() -> None:
             run("fit", *as_words(options))
     folders = {**STAGES, "FT-W": Path(MODELS["GSS-FT-W"])}
     there = {name: str(folder) for name, folder in folders.items() if folder.exists()}
-    found = list_stages(*draw_truth(200), "vq", [*there.values()], enlarge=2)
-    rates = [rate for _, rate in found]
-    write_json(WORK / "stages.json", dict(zip(("FF", "FF-R", *there), rates)))
+    truth = draw_truth(200)
+    rates = [rate for _, rate in list_stages(*truth, "vq", [*there.values()], enlarge=2)]
+    found = dict(zip(("FF", "FF-R", *there), rates))
+    found["FF-R"] = dict(list_stages(*truth, str(RANDOM), [], enlarge=2))[f"FF-R through {RANDOM}"]
+    write_json(WORK / "stages.json", found)
 
 
 def train_rows(names: list[str], seed: int) -> None:
     """Train, export and score rows that are not done yet."""
-    short = {
-        "trainer.max_steps": STEPS, "model.init_args.optimizer.decay_steps": STEPS,
-        "data.init_args.loading.global_batch_size": BATCH,
-    }  # fmt: skip
     for name in names or list(ROWS):
         folder = row_folder(WORK, name, seed)
         if not (folder / "score.json").exists():
             config, changes = ROWS[name]
+            short = {
+                "trainer.max_steps": STEPS[config],
+                "model.init_args.optimizer.decay_steps": STEPS[config],
+                "data.init_args.loading.global_batch_size": BATCH,
+            }
             model = train_short(folder, seed, *changes, config=config, **short)
             found = judge(load_predictor(str(model)), folder / "rows", ["entity"])
             write_json(folder / "score.json", found)
