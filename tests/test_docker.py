@@ -197,7 +197,7 @@ def test_nodes_are_containers_fit_for_training(compose: dict) -> None:
     for node in list_nodes(compose).values():
         assert node["entrypoint"][0] == "tini"
         assert node["shm_size"]
-        assert node["ulimits"]["memlock"] == -1
+        assert "ulimits" not in node  # an engine without root may raise none
         assert node["restart"].startswith("on-failure")
         assert node["depends_on"]["prepare"]["condition"] == "service_completed_successfully"
 

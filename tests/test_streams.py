@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -322,6 +323,27 @@ def test_workers_outlive_foreign_signals_and_epochs_but_not_the_trainer(shards):
         if pid in workers:
             workers[pid].join(deadline - time.monotonic())
     assert not {p.pid for p in multiprocessing.active_children()} & first
+
+
+def test_workers_outlive_them_with_threads_that_others_started(shards):
+    """As libraries start some between the fork and our first line in a worker."""
+    trainer, asked = os.getpid(), []
+
+    def start_other() -> None:
+        if asked and os.getppid() == trainer:
+            threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+
+    os.register_at_fork(after_in_child=start_other)
+    asked.append(True)
+    try:
+        loader = make_loader(shards, report_worker, num_workers=1)
+        first = {pid for ids, _ in loader for pid in ids}
+        for pid in first:
+            assert os.spawnlp(os.P_WAIT, "kill", "kill", "-TERM", str(pid)) == 0
+        assert {pid for ids, _ in loader for pid in ids} == first
+    finally:
+        asked.clear()
+        loader.close()
 
 
 def test_few_files_are_open_however_many_shards_there_are(tmp_path):

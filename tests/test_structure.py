@@ -193,3 +193,10 @@ print("fine")
 """
     done = subprocess.run([sys.executable, "-c", HIDE + code], capture_output=True, text=True)
     assert "fine" in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_loader_processes_are_guarded(path):
+    """Those of a stock loader end with any signal to the process group, and the run with them."""
+    calls = [node for node in ast.walk(read_tree(path)) if isinstance(node, ast.Call)]
+    assert not [node for node in calls if ast.unparse(node.func).endswith("DataLoader")]

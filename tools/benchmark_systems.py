@@ -114,7 +114,7 @@ def evaluate_test() -> None:
         for name, path in paths.items()
         if path.exists() or MODELS[name] in ("floor-random", "oracle")
     ]
-    scenes = {**FIXED, "scenes.tasks": ["entity"]}
+    scenes = {**FIXED, "scenes.samples_per_task": 1000, "scenes.tasks": ["entity"]}
     run("evaluate", *as_words({"models": there, **TEST, **scenes, "out": WORK / "evaluation"}))
 
 

@@ -23,7 +23,7 @@ from unigs.plan import Plan
 from unigs.records import TASKS, Batch, Latents, TaskSample, UnigsError
 from unigs.runs import Rule, flatten_options
 from unigs.shards import Manifest, read_manifests
-from unigs.streams import LOADER_TIMEOUT_S, Made, StreamDataset, StreamLoader
+from unigs.streams import GuardedLoader, Made, StreamDataset, StreamLoader
 from unigs.tasks import TaskOptions, list_classes, make_sample
 from unigs.windows import DEPENDS, WindowDataset
 
@@ -340,12 +340,11 @@ class UniGSData(L.LightningDataModule):
         dataset = self.make_held_out(self.validation)
         rank, world = self._place()
         batches = list_batches(dataset.plan, self.validation, world)
-        return DataLoader(
+        return GuardedLoader(
             dataset,
+            min(1, self.loading.num_workers),
             batch_sampler=batches[rank::world],
             collate_fn=stack_made,
-            num_workers=min(1, self.loading.num_workers),
-            timeout=LOADER_TIMEOUT_S if self.loading.num_workers else 0,
         )
 
     def _place(self) -> tuple[int, int]:

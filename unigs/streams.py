@@ -263,16 +263,14 @@ class StreamLoader:
     def _start(self) -> Iterator[Any]:
         """A stock loader over the indices from here on, without end."""
         place = (self.global_batch_size, self.rank, self.world_size)
-        loader = DataLoader(
+        loader = GuardedLoader(
             self.dataset,
+            self.num_workers,
+            self.timeout_s,
             batch_sampler=RankSlices(self._next_index, *place),
-            num_workers=self.num_workers,
             collate_fn=CollateMade(self.collate),
             pin_memory=self.pin_memory,
             prefetch_factor=self.prefetch if self.num_workers else None,
-            worker_init_fn=start_worker,
-            timeout=self.timeout_s if self.num_workers else 0,
-            generator=torch.Generator(),  # else starting would draw from the model's own stream
         )
         return iter(loader)
 
@@ -337,14 +335,47 @@ def describe_mismatch(what: str, came: Any, expected: Any) -> str:
     return f"expected to resume on the shards it was saved with, got others ({'; '.join(rows)})"
 
 
-def start_worker(worker: int) -> None:
-    """Let a worker obey signals of the trainer only.
+class GuardedLoader(DataLoader):
+    """A stock loader whose processes obey the signals of the trainer only.
 
     A scheduler that ends a job signals the whole process group: workers must go on then, so that
-    the trainer can finish its step and save.
+    the trainer can finish its step and save. They are born with SIGTERM blocked, for a thread that
+    a library starts before ``start_worker`` would take it otherwise, and end the worker.
+
+    Args:
+        dataset: index -> sample.
+        num_workers: processes.
+        timeout_s: stop if they deliver no batch for so long, seconds.
+        options: of a ``DataLoader``.
     """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        num_workers: int = 0,
+        timeout_s: float = LOADER_TIMEOUT_S,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            dataset,
+            num_workers=num_workers,
+            timeout=timeout_s if num_workers else 0,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),  # else starting would draw from the model's own stream
+            **options,
+        )
+
+    def __iter__(self) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_worker(worker: int) -> None:
+    """Let a worker, which has SIGTERM blocked, obey that of the trainer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_trainer, args=(os.getppid(),), daemon=True).start()
 
 

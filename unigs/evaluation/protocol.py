@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from unigs.data import JOINT_SOURCES, HeldOut, Loading, UniGSData, list_batches, stack_samples
 from unigs.evaluation.options import Scenes
 from unigs.plan import Plan
 from unigs.records import Batch, UnigsError
-from unigs.streams import CollateMade, StreamDataset
+from unigs.streams import CollateMade, GuardedLoader, StreamDataset
 from unigs.tasks import TaskOptions
 
 VERSION = 1
@@ -165,11 +164,11 @@ class InputLoader:
 
     def __iter__(self):
         return iter(
-            DataLoader(
+            GuardedLoader(
                 self.dataset,
+                self.workers,
                 batch_sampler=self.batches,
                 collate_fn=CollateMade(stack_samples),
-                num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
             )
         )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from unigs.data import UniGSData, stack_samples
 from unigs.latents import NAME, RUN, WINDOWS, Precision, encode_row, name_key, refuse_other
@@ -26,7 +26,7 @@ from unigs.shards.files import read_json, tell_in_words
 from unigs.shards.manifest import count_shards, name_folder, name_shard
 from unigs.shards.merge import SOURCE_NAME, merge_folders
 from unigs.shards.write import find_receipt, write_source
-from unigs.streams import LOADER_TIMEOUT_S, CollateMade, start_worker
+from unigs.streams import CollateMade, GuardedLoader
 from unigs.systems.system import System
 from unigs.verbs.fit import make_cli
 from unigs.windows import WindowPictures, encode_window
@@ -77,16 +77,13 @@ class EncodedStream:
 
     def encode(self, wanted: range, skips: Skips) -> Iterator[tuple[str, bytes]]:
         """Key and tar members of each sample; those that were replaced are counted."""
-        loader = DataLoader(
+        loader = GuardedLoader(
             self.stream,
+            self.workers,
             batch_sampler=[
                 list(wanted[at : at + ENCODED]) for at in range(0, len(wanted), ENCODED)
             ],
-            num_workers=self.workers,
             collate_fn=CollateMade(self.collate),
-            worker_init_fn=start_worker,
-            timeout=LOADER_TIMEOUT_S if self.workers else 0,
-            generator=torch.Generator(),
         )
         for batch, replaced in loader:
             for one in replaced:
