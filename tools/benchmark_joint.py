@@ -276,9 +276,9 @@ RESULTS = (
     Row("entity: recall", "entity", "recall"),
     Row("entity: AP^e", "entity", "ap", "0.45"),
     Row("entity: PQ", "entity", "pq", "reported"),
-    Row("synthesis: judge finds the asked entities, mIoU", "synthesis", "synthesis_miou", "0.75"),
-    Row("synthesis: recognised by name", "synthesis", "recognised"),
-    Row("inpainting: recognised by name", "inpainting", "recognised", "0.80"),
+    Row("synthesis: judge mIoU", "synthesis", "synthesis_miou", "0.75"),
+    Row("synthesis: recognised", "synthesis", "recognised"),
+    Row("inpainting: recognised", "inpainting", "recognised", "0.80"),
     Row("inpainting: known region, mean error of 255", "inpainting", "known_error", "0"),
     Row("inpainting: own colormap, mIoU", "inpainting", "miou"),
 )
@@ -339,7 +339,8 @@ def read_figure(evaluation: str, model: str, row: Row) -> str:
         return "-"
     interval = results.get("intervals", {}).get(row.task, {}).get("all", {}).get(row.figure)
     told = f"**{value:.3f}**" if model == SHIPPED else f"{value:.3f}"
-    return told if interval is None else f"{told} ± {tell_half(interval)}"
+    half = "" if interval is None else tell_half(interval)
+    return f"{told} ± {half}" if float(half or 0) else told
 
 
 def render_results() -> list[list[str]]:
