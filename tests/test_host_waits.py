@@ -7,6 +7,7 @@ follow every call to it. What needs a value, or a copy that is not asynchronous,
 from __future__ import annotations
 
 import traceback
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unigs.callbacks import EMA
 from unigs.codec import Palette, palette
 from unigs.data import stack_samples
+from unigs.noise import training_noise
 from unigs.promises import FiniteSteps
 from unigs.records import TASKS, Batch
 from unigs.systems.joint import objective
@@ -56,6 +58,7 @@ class Waits(TorchDispatchMode):
             if any(i is not None and i.device.type == "cpu" and i.dim() for i in args[1]):
                 self.note("index from the host")
         if func is aten._pin_memory.default:
+            assert not there, "expected a tensor of the host to pin, as torch does"
             return args[0]
         if func is aten._to_copy.default:
             target = torch.device(kwargs.get("device") or args[0].device)
@@ -84,10 +87,16 @@ def batches(shards) -> list[Batch]:
     return [stack_samples([dataset[i + 4 * n].sample for i in range(4)]) for n in range(2)]
 
 
-@pytest.mark.parametrize("kind", ["location", "scaled"])
-def test_a_step_waits_once(base, batches, monkeypatch, kind):
+@pytest.mark.parametrize(
+    ("kind", "drawn"), [("location", True), ("scaled", True), ("scaled", False)]
+)
+def test_a_step_waits_once(base, batches, monkeypatch, kind, drawn):
+    """Whether the loader drew the noise or the step does."""
     model = build_unigs(base, palette=Palette(kind, 5), size_balance=0.5, min_snr_gamma=5.0)
     model.configure_model()
+    if drawn:
+        shape = model.shape_noise(64)
+        batches = [replace(batch, noise=training_noise(batch, shape)) for batch in batches]
     monkeypatch.setattr(type(model), "log", lambda self, name, value, **more: None)
     caches = (palette._number_colours, palette._place_homes, palette.legal_colours)
     caches = (*caches, objective._list_given)

@@ -268,7 +268,7 @@ def render_rows(system: str) -> list[list[str]]:
     """The short runs of one system: mean over the seeds that are there, and half their range."""
     figures = ("entity mIoU", "PQ", "class mIoU", "class PQ")
     lines = [[system, *figures]]
-    for name in filter(lambda name: name.startswith(system), ROWS):
+    for name in (row for row in ROWS if row.startswith(system)):
         runs = read_rows(name)
         cells = [tell_seeds([one[FIGURES[figure]] for one in runs]) for figure in figures]
         lines += [[name.removeprefix("Pix2Seq-D: "), *cells]] if runs else []

@@ -6,7 +6,7 @@ import torch
 
 
 def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """A tensor of the host on a device, by way of page-locked memory where that is a GPU."""
-    if torch.device(device).type != "cuda":
+    """A tensor on a device; from the host to a GPU by way of page-locked memory."""
+    if torch.device(device).type != "cuda" or not tensor.is_cpu:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
