@@ -19,6 +19,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 from benchmark_codes import draw_truth, list_stages
@@ -34,6 +35,7 @@ from benchmark_joint import (
     train_short,
     write_json,
 )
+from safetensors import safe_open
 
 from unigs.report import tell_half
 from unigs.systems.load import load_predictor
@@ -169,7 +171,7 @@ def train_rows(names: list[str], seed: int) -> None:
                 "model.init_args.optimizer.decay_steps": STEPS[config],
                 "data.init_args.loading.global_batch_size": BATCH,
             }
-            model = train_short(folder, seed, *changes, config=config, **short)
+            model = train_short(folder, seed, (config,), *changes, **short)
             found = judge(load_predictor(str(model)), folder / "rows", ["entity"])
             write_json(folder / "score.json", found)
 
@@ -221,7 +223,7 @@ def tell(
 
 def render_systems(names: Sequence[str]) -> list[list[str]]:
     """All systems that have one of these figures, on the same scenes."""
-    lines = [["", *names, "s / picture"]]
+    lines = [["", *names, "s / picture", "M parameters"]]
     for name, model in MODELS.items():
         path = WORK / "evaluation" / name_model(model) / "results.json"
         if path.exists():
@@ -229,8 +231,17 @@ def render_systems(names: Sequence[str]) -> list[list[str]]:
             found, sure = (results[part]["entity"]["all"] for part in ("figures", "intervals"))
             if any(FIGURES[one] in found for one in names):
                 cells = tell(found, sure, names)
-                lines.append([name, *cells, f"{found['seconds_per_picture']:.2f}"])
+                seconds = f"{found['seconds_per_picture']:.2f}"
+                lines.append([name, *cells, seconds, count_parameters(model)])
     return lines
+
+
+def count_parameters(model: str) -> str:
+    """Millions of numbers in all weights of a model's folder; nothing for a floor or the truth."""
+    files = locate_shipped(model.partition("=")[2] or model).rglob("*.safetensors")
+    opened = [safe_open(file, "pt") for file in files]
+    sizes = [prod(one.get_slice(name).get_shape()) for one in opened for name in sorted(one.keys())]
+    return f"{sum(sizes) / 1e6:.1f}" if sizes else "-"
 
 
 def render_shifted() -> list[list[str]]:
