@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
 
+from unigs.systems.joint.module import Compute
+from unigs.systems.joint.objective import Objective
+from unigs.systems.sampling import Sampling
 from unigs.verbs.fit import RANK_TIMEOUT, make_cli
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -15,6 +19,7 @@ OVERLAYS = {"inpainting", "synthesis", "referring", "entity"}
 SMALL = {"gpu-24gb", "gpu-24gb-8bit", "gpu-16gb", "lora"}
 BASES = {
     **dict.fromkeys(OVERLAYS | SMALL, "joint"),
+    "ablation": "benchmark",
     "fsdp2": "joint",
     "gss-ade20k": "gss",
     "gss-cityscapes": "gss",
@@ -24,6 +29,9 @@ BASES = {
     "pix2seq-d-video-benchmark": "pix2seq-d-benchmark",
 }
 """Config that is laid over another -> that one."""
+CPU = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.devices=1"]
+RECORDS = {"objective": Objective, "compute": Compute, "sampling.all": Sampling}
+"""Of the joint model: option -> record."""
 
 
 def words_for(path: Path) -> list[str]:
@@ -35,8 +43,7 @@ def words_for(path: Path) -> list[str]:
 @cache
 def instantiate(path: Path):
     """The command line of a config, on a CPU."""
-    cpu = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.devices=1"]
-    return make_cli([*words_for(path), *cpu], run=False)
+    return make_cli([*words_for(path), *CPU], run=False)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -52,6 +59,23 @@ def test_config_parses_and_instantiates(path, monkeypatch, tmp_path):
     cli = instantiate(path)
     assert cli.trainer.max_epochs or cli.trainer.max_steps > 0
     assert not cli.trainer._accelerator_connector.use_distributed_sampler
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_what_may_be_null_in_a_record_can_be_said_to_be(joined, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = []
+    for record, kind in RECORDS.items():
+        hints = get_type_hints(kind).items()
+        names = [name for name, hint in hints if type(None) in get_args(hint)]
+        assert names
+        for option in (f"--model.{record}.{name}" for name in names):
+            words += [f"{option}=null"] if joined else [option, "null"]
+    path = next(p for p in CONFIGS if p.stem == "benchmark")
+    cli = make_cli([*words_for(path), *CPU, *words], run=False)
+    said = cli.config.fit.model.init_args if "fit" in cli.config else cli.config.model.init_args
+    for word in words[:: 1 if joined else 2]:
+        assert said[word.removeprefix("--model.").partition("=")[0]] is None
 
 
 @pytest.mark.parametrize("task", sorted(OVERLAYS))

@@ -9,11 +9,15 @@ gives up after minutes; torchrun knows how many nodes there are; preemption has 
 
 from __future__ import annotations
 
+import ast
+import json
 import logging
 import os
 import re
 import sys
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -58,6 +62,29 @@ class SaveConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().setup(trainer, pl_module, "fit")
+
+
+class TrainingParser(LightningArgumentParser):
+    """Lightning's parser, which reads null as a field of a record.
+
+    jsonargparse hands ``--model.objective.x=null`` to a parser of its own class as Python writes
+    it, ``--objective.x=None``, where ``None`` is a word like others.
+    """
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *others: Any, **more: Any
+    ) -> Any:
+        words = None if args is None else [write_json(word) for word in args]
+        return super().parse_args(words, *others, **more)
+
+
+def write_json(word: str) -> str:
+    """``--name=value`` with a value as Python writes it in JSON; other words as they are."""
+    name, equals, value = word.partition("=")
+    if equals and (value == "None" or value[:1] in ("[", "{")):
+        with suppress(ValueError, SyntaxError, TypeError):  # then it is JSON or YAML already
+            return f"{name}={json.dumps(ast.literal_eval(value))}"
+    return word
 
 
 class UnigsCLI(LightningCLI):
@@ -133,6 +160,7 @@ def make_cli(words: list[str], run: bool = True) -> UnigsCLI:
         "subclass_mode_model": True,
         "subclass_mode_data": True,
         "auto_configure_optimizers": False,
+        "parser_class": TrainingParser,
         "save_config_callback": SaveConfig,
         "save_config_kwargs": {"overwrite": True},
     }
