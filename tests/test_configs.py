@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -64,18 +65,20 @@ def test_config_parses_and_instantiates(path, monkeypatch, tmp_path):
 @pytest.mark.parametrize("joined", [True, False])
 def test_what_may_be_null_in_a_record_can_be_said_to_be(joined, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    words = []
-    for record, kind in RECORDS.items():
-        hints = get_type_hints(kind).items()
-        names = [name for name, hint in hints if type(None) in get_args(hint)]
-        assert names
-        for option in (f"--model.{record}.{name}" for name in names):
-            words += [f"{option}=null"] if joined else [option, "null"]
+    fields = [
+        f"{record}.{name}"
+        for record, kind in RECORDS.items()
+        for name, hint in get_type_hints(kind).items()
+        if type(None) in get_args(hint)
+    ]
+    words = [["--model." + field, "null"] for field in fields]
+    words += [["--model.sampling.entity", '{"ensemble_size": null, "num_inference_steps": 2}']]
     path = next(p for p in CONFIGS if p.stem == "benchmark")
-    cli = make_cli([*words_for(path), *CPU, *words], run=False)
-    said = cli.config.fit.model.init_args if "fit" in cli.config else cli.config.model.init_args
-    for word in words[:: 1 if joined else 2]:
-        assert said[word.removeprefix("--model.").partition("=")[0]] is None
+    spelt = ["=".join(pair) for pair in words] if joined else [*chain(*words)]
+    said = make_cli([*words_for(path), *CPU, *spelt], run=False).config.fit.model.init_args
+    assert {field: said[field] for field in fields} == dict.fromkeys(fields)
+    assert said.sampling["entity"].ensemble_size is None
+    assert said.sampling["entity"].num_inference_steps == 2
 
 
 @pytest.mark.parametrize("task", sorted(OVERLAYS))

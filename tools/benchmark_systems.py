@@ -35,13 +35,12 @@ from benchmark_joint import (
     train_short,
     write_json,
 )
-from safetensors import safe_open
 
 from unigs.report import tell_half
 from unigs.systems.load import load_predictor
 from unigs.systems.pix2seq_d.predictor import BitPredictor, read_folder
 from unigs.verbs.evaluate import name_model
-from unigs.weights import locate_shipped
+from unigs.weights import locate_shipped, read_tensors
 
 WORK = Path("runs/siblings")
 PAGE, GSS_PAGE = Path("docs/systems.md"), Path("docs/systems-gss.md")
@@ -239,8 +238,7 @@ def render_systems(names: Sequence[str]) -> list[list[str]]:
 def count_parameters(model: str) -> str:
     """Millions of numbers in all weights of a model's folder; nothing for a floor or the truth."""
     files = locate_shipped(model.partition("=")[2] or model).rglob("*.safetensors")
-    opened = [safe_open(file, "pt") for file in files]
-    sizes = [prod(one.get_slice(name).get_shape()) for one in opened for name in sorted(one.keys())]
+    sizes = [prod(shape) for file in files for shape in read_tensors(file).values()]
     return f"{sum(sizes) / 1e6:.1f}" if sizes else "-"
 
 
