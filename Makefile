@@ -53,8 +53,10 @@ LATENTS = OMP_NUM_THREADS=1 $(BIN)/unigs latents --config configs/benchmark.yaml
 scenes: install  ## draw the benchmark's scenes and write their shards (15 minutes, 2 cores)
 	$(BIN)/unigs synthetic --out $(BENCH)/data --images 12000 --val_images 400 $(SCENES)
 	$(BIN)/unigs synthetic --out $(BENCH)/test --images 1 --val_images 1000 --held_out test $(SCENES)
+	$(BIN)/unigs synthetic --out $(BENCH)/test-again --images 1 --val_images 1000 --held_out test --seed 1 $(SCENES)
 	$(BIN)/unigs shards $(call SETS,$(BENCH)/data) --out $(BENCH)/shards
 	$(BIN)/unigs shards $(call SETS,$(BENCH)/test) --out $(BENCH)/test-shards
+	$(BIN)/unigs shards $(call SETS,$(BENCH)/test-again) --out $(BENCH)/test-again-shards
 
 benchmark: scenes  ## train, judge and score the benchmark's model (about 4 hours, 2 cores); resumes
 	test -e $(BENCH)/base/model_index.json || $(BIN)/unigs base --preset small --out $(BENCH)/base

@@ -128,6 +128,10 @@ def test_the_tables_have_the_lines_that_the_tool_writes(tool):
     results, training = read_table(README, "results"), read_table(BENCHMARK, "train")
     assert list(results)[2:] == [row.title for row in tool.RESULTS]
     assert results[""] == [*tool.MODELS, "target"]
+    again = read_table(BENCHMARK, "again")
+    masks = [row.title for row in tool.RESULTS if row.task in tool.MASKS]
+    assert list(again)[2:] == masks
+    assert [again[title][::2] for title in masks] == [results[title][1:3] for title in masks]
     assert set(list(training)[2:]) <= set(tool.ROWS)
     for name, heads in tool.ABLATIONS.items():
         assert len(read_table(BENCHMARK, name)[""]) == len(heads)
