@@ -1,6 +1,7 @@
 """The benchmark's figures, of the model that ships and of the run of ``make benchmark``.
 
-    evaluate          both on the test scenes, beside floors and ceilings; two sheets of what ships
+    evaluate          both on the test scenes, beside floors and ceilings; their masks on scenes of
+                      another seed as well; two sheets of what ships
     train [ROW ...]   one short run per row: palette, target, timesteps, given stream, all tasks;
                       --seed N trains it from another seed, into a folder of its own
     decode            decoders, thresholds, colour spaces (Tables 8 and 9), of what ships
@@ -32,6 +33,7 @@ from unigs.evaluation.judging import Judges
 from unigs.evaluation.options import Scenes
 from unigs.evaluation.protocol import InputLoader, Inputs, open_inputs
 from unigs.evaluation.run import evaluate
+from unigs.files import write_json
 from unigs.metrics.segmentation import EntityQuality
 from unigs.metrics.segmenter import load_segmenter
 from unigs.report import tell_half
@@ -207,6 +209,7 @@ def compare_decoders() -> None:
             quality.update(decode(colormap, batch.labels).labels, batch.labels, batch.ignored)
         figures[name] = {key: float(value) for key, value in quality.compute().items()}
         print(f"{name:24} {figures[name]}")
+    OUT.mkdir(parents=True, exist_ok=True)
     write_json(OUT / "decode.json", figures)
 
 
@@ -245,11 +248,6 @@ def compare_samplers() -> None:
         options = {"num_inference_steps": 20, "ensemble_size": 1, **options}
         figures[name] = score(SHIPPED, folder, MASKS, **options)
     write_json(OUT / "sample.json", figures)
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=1))
 
 
 class Row(NamedTuple):

@@ -33,9 +33,9 @@ from benchmark_joint import (
     run,
     tell_seeds,
     train_short,
-    write_json,
 )
 
+from unigs.files import write_json
 from unigs.report import tell_half
 from unigs.systems.load import load_predictor
 from unigs.systems.pix2seq_d.predictor import BitPredictor, read_folder
@@ -156,6 +156,7 @@ def learn_stages() -> None:
     rates = [rate for _, rate in list_stages(*truth, "vq", [*there.values()], enlarge=2)]
     found = dict(zip(("FF", "FF-R", *there), rates))
     found["FF-R"] = dict(list_stages(*truth, str(RANDOM), [], enlarge=2))[f"FF-R through {RANDOM}"]
+    WORK.mkdir(parents=True, exist_ok=True)
     write_json(WORK / "stages.json", found)
 
 

@@ -74,11 +74,11 @@ class TrainingParser(LightningArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, *others: Any, **more: Any
     ) -> Any:
-        words = None if args is None else [write_json(word) for word in args]
+        words = None if args is None else [spell_as_json(word) for word in args]
         return super().parse_args(words, *others, **more)
 
 
-def write_json(word: str) -> str:
+def spell_as_json(word: str) -> str:
     """``--name=value`` with a value as Python writes it in JSON; other words as they are."""
     name, equals, value = word.partition("=")
     if equals and (value == "None" or value[:1] in ("[", "{")):
