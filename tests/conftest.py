@@ -10,6 +10,9 @@ import bytecode  # noqa: F401 (before anything large is imported)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+import multiprocessing.process
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +27,21 @@ settings.load_profile("unigs")
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # two test processes share two cores
+
+
+@pytest.fixture
+def interrupted_at_birth(monkeypatch) -> None:
+    """A process that we fork gets the terminal's interrupt before its first line."""
+    run = multiprocessing.process.BaseProcess.run
+
+    def run_interrupted(process: multiprocessing.process.BaseProcess) -> None:
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # a job in the background ignores it
+        os.kill(os.getpid(), signal.SIGINT)
+        run(process)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "run", run_interrupted)
 
 
 def make_annotated(

@@ -380,6 +380,12 @@ def test_an_interrupt_leaves_whole_files_and_a_word(tmp_path, workers, group):
     assert not [name for name in left if name.endswith((".tmp", ".lock"))]
 
 
+@pytest.mark.usefixtures("interrupted_at_birth")
+def test_writers_outlive_an_interrupt_that_comes_before_their_first_line(tmp_path, capfd):
+    write_source(DrawnSource("coco", 8), tmp_path, 2, 2)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 class FatalSource(DrawnSource):
     def load(self, i, skips):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -346,6 +346,13 @@ def test_workers_outlive_them_with_threads_that_others_started(shards):
         loader.close()
 
 
+@pytest.mark.usefixtures("interrupted_at_birth")
+def test_workers_outlive_an_interrupt_that_comes_before_their_first_line(shards):
+    loader = make_loader(shards, report_worker, num_workers=2)
+    assert len({pid for ids, _ in loader for pid in ids}) == 2
+    loader.close()
+
+
 def test_few_files_are_open_however_many_shards_there_are(tmp_path):
     write_all(tmp_path, [DrawnSource("coco", 90, size_px=4)], 1)
     make = lambda record, task, index: {"id": record.key, "value": torch.zeros(1)}

@@ -17,7 +17,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py"))
 ORDER = [
     ["seeds", "records"],
     ["noise"],
-    ["files", "locks", "runs"],
+    ["files", "locks", "runs", "signals"],
     ["images", "weights"],
     ["annotations", "synthetic"],
     ["shards", "remote", "download"],

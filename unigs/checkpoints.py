@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import pickle
 import signal
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +19,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from unigs.files import new_file
 from unigs.records import UnigsError
 from unigs.runs import Run
+from unigs.signals import hold_signals
 from unigs.weights import (
     BadCheckpoint,
     check_checkpoint,
@@ -31,6 +31,8 @@ from unigs.weights import (
 LAST = "last.ckpt"
 RUN = "unigs_run"
 """Key of the run's options in a checkpoint."""
+ABORTING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
+"""Signals whose exceptions would abort torch's writer, in C++."""
 
 
 class NotFinite(UnigsError):
@@ -44,17 +46,6 @@ class NotFinite(UnigsError):
     def __init__(self, words: str, agreed: bool = False) -> None:
         super().__init__(words)
         self.agreed = agreed
-
-
-@contextmanager
-def hold_signals() -> Iterator[None]:
-    """Let signals wait until a file is written: their exceptions abort torch's writer, in C++."""
-    held = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Writer:
@@ -92,7 +83,7 @@ class CheckedIO(TorchCheckpointIO):
             return super().save_checkpoint(checkpoint, path, storage_options)
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with hold_signals(), new_file(target) as temp, open(temp, "wb") as file:
+        with hold_signals(*ABORTING), new_file(target) as temp, open(temp, "wb") as file:
             writer = _Writer(file)
             try:
                 torch.save(checkpoint, writer)  # type: ignore[arg-type]

@@ -28,6 +28,7 @@ from unigs.remote import RemoteError
 from unigs.seeds import derive_seed
 from unigs.shards import Manifest, ShardReader
 from unigs.shards.files import ShardError
+from unigs.signals import hold_signals
 
 log = logging.getLogger(__name__)
 
@@ -339,8 +340,8 @@ class GuardedLoader(DataLoader):
     """A stock loader whose processes obey the signals of the trainer only.
 
     A scheduler that ends a job signals the whole process group: workers must go on then, so that
-    the trainer can finish its step and save. They are born with SIGTERM blocked, for a thread that
-    a library starts before ``start_worker`` would take it otherwise, and end the worker.
+    the trainer can finish its step and save. They are born with SIGTERM and SIGINT blocked, as
+    before ``start_worker`` either would end them: one in a thread of a library, one in a traceback.
 
     Args:
         dataset: index -> sample.
@@ -366,15 +367,12 @@ class GuardedLoader(DataLoader):
         )
 
     def __iter__(self) -> Any:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        try:
+        with hold_signals(signal.SIGTERM, signal.SIGINT):
             return super().__iter__()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_worker(worker: int) -> None:
-    """Let a worker, which has SIGTERM blocked, obey that of the trainer."""
+    """Let a worker, which has both blocked, obey the SIGTERM of the trainer alone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_trainer, args=(os.getppid(),), daemon=True).start()
 

@@ -12,12 +12,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from unigs.records import UnigsError
+from unigs.signals import hold_signals
 
 if TYPE_CHECKING:
     from unigs.annotations.base import Source
@@ -62,9 +64,7 @@ def open_pool(source: Source, workers: int) -> Iterator[Submit]:
     stop = context.Event()
     pool = ProcessPoolExecutor(workers, context, _start_worker, (source, stop, os.getpid()))
     try:
-        yield lambda work, calls: (
-            done.result() for done in as_completed([pool.submit(work, *call) for call in calls])
-        )
+        yield partial(_submit, pool)
     except BrokenProcessPool:
         raise UnigsError(
             "expected the writing processes to live, got one killed (out of memory?); finished "
@@ -73,6 +73,13 @@ def open_pool(source: Source, workers: int) -> Iterator[Submit]:
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool: Executor, work: Callable[..., Any], calls: Iterable[tuple]) -> Iterator[Any]:
+    """Workers start here, deaf to an interrupt, which would end them before their first line."""
+    with hold_signals(signal.SIGINT):
+        futures = [pool.submit(work, *call) for call in calls]
+    return (done.result() for done in as_completed(futures))
 
 
 def _set_source(source: Source, stop: Any) -> None:
