@@ -35,9 +35,8 @@ def interrupted_at_birth(monkeypatch) -> None:
     run = multiprocessing.process.BaseProcess.run
 
     def run_interrupted(process: multiprocessing.process.BaseProcess) -> None:
-        signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        )  # a job in the background ignores it
+        # A job in the background, as a suite may be, ignores it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGINT)
         run(process)
 
