@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
 from unigs.records import UnigsError
-from unigs.synthetic import draw_scene, scene_seed, write_datasets
+from unigs.synthetic import draw_clip, draw_scene, scene_seed, write_clips, write_datasets
 from unigs.synthetic.polygons import bounding_box, encode_polygons, encode_rle, encode_runs
 from unigs.synthetic.scenes import MIN_VISIBLE, THING_IDS, Canvas, shift_hue
 from unigs.synthetic.shapes import SHAPES
@@ -62,7 +63,7 @@ def test_bad_places_are_refused(place):
 
 
 def test_too_small_a_scene_is_refused():
-    with pytest.raises(UnigsError, match="at least 16"):
+    with pytest.raises(UnigsError, match="of 16 to 1024, came 8"):
         draw_scene(0, 8)
 
 
@@ -185,6 +186,57 @@ def test_a_shift_of_hues_is_a_turn_around_grey():
     assert np.median(np.abs(back - image)) <= 1
     grey = np.full((2, 2, 3), 77, np.uint8)
     np.testing.assert_array_equal(shift_hue(grey, 73), grey)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_things", 0), ("max_stuff", 1), ("max_stuff", 30), ("min_radius", 0.0),
+        ("min_radius", -1.0), ("min_radius", 40.0), ("min_radius", float("nan")),
+        ("size_px", 15), ("size_px", 5000),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_drawn_is_refused(tmp_path, name, value):
+    with pytest.raises(UnigsError, match="in a drawing"):
+        draw_scene(1, **{"size_px": 48, name: value})
+    with pytest.raises(UnigsError, match="in a drawing"):
+        write_datasets(tmp_path / "a", images=1, val_images=1, **{"size_px": 48, name: value})
+    if name != "max_stuff":
+        with pytest.raises(UnigsError, match="in a drawing"):
+            next(draw_clip(1, **{"size_px": 48, "frames": 2, name: value}))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_bounds_can_be_drawn(seed):
+    scene = draw_scene(seed, (40, 70), max_things=3, max_stuff=8, min_radius=0.138)
+    assert scene.labels.min() == 1
+
+
+SMALL = {"images": 1, "val_images": 1, "size_px": 32}
+
+
+@pytest.mark.parametrize("write", [partial(write_datasets, **SMALL), partial(write_clips, clips=1)])
+def test_files_that_were_not_drawn_are_never_replaced(tmp_path, write):
+    clips = write.func is write_clips
+    mine = tmp_path / ("ImageSets/2017/train.txt" if clips else "openimages/real.csv")
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UnigsError, match="some that were not drawn"):
+        write(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+
+
+def test_a_stopped_drawing_goes_on_with_its_own_options_alone(tmp_path, monkeypatch):
+    write_datasets(tmp_path / "whole", **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr("unigs.synthetic.layouts.write_openimages", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_datasets(tmp_path / "cut", **SMALL)
+    with pytest.raises(UnigsError, match="came one drawn with"):
+        write_datasets(tmp_path / "cut", **{**SMALL, "size_px": 48})
+    write_datasets(tmp_path / "cut", **SMALL)
+    assert read_tree(tmp_path / "cut") == read_tree(tmp_path / "whole")
 
 
 def test_nonsense_options_are_refused(tmp_path):

@@ -330,7 +330,7 @@ def test_files_folders_and_globs_name_each_picture_once(photos, capsys):
 @pytest.mark.parametrize("model", ["pix2seq-d", "gss"])
 def test_siblings_that_ship_name_what_they_find(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    scene = draw_scene(scene_seed("test", 0), 64, max_things=2, max_stuff=2, min_radius=0.2)
+    scene = draw_scene(scene_seed("test", 0), 64, max_things=2, max_stuff=2, min_radius=0.138)
     Image.fromarray(scene.image).save("scene.png")
     assert main(["segment", "scene.png", "--model", model, "--out", "out"]) == 0
     found = json.loads(Path("out/panoptic.json").read_text())

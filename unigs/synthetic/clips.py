@@ -20,14 +20,14 @@ from unigs.images import encode_ids, encode_image
 from unigs.records import UnigsError
 from unigs.seeds import derive_seed
 from unigs.seeds import rng as make_rng
-from unigs.synthetic.layouts import LICENCE, MARKER, is_drawn, save_bytes
-from unigs.synthetic.scenes import SIZE_RANGE, Canvas, scene_seed
+from unigs.synthetic.layouts import BEGUN, LICENCE, MARKER, is_drawn, save_bytes
+from unigs.synthetic.scenes import SIZE_RANGE, Canvas, check_drawing, scene_seed
 from unigs.synthetic.shapes import SHAPES
 from unigs.synthetic.textures import draw_coat, smooth_noise
 
 SPEEDS = (0.02, 0.08)  # of the shorter side a frame
 MAX_TURN = 0.3  # radians a frame
-MAX_THINGS = 254
+FOLDERS = ("JPEGImages", "Annotations", "ImageSets")
 FIRST_CLIP = 5 * 10**8
 """Of the scenes of a split; pictures are drawn from those before it."""
 
@@ -50,6 +50,9 @@ class ClipOptions:
     seed: int
     max_things: int
     min_radius: float
+
+    def __post_init__(self) -> None:
+        check_drawing(self.size_px, self.max_things, 2, self.min_radius)
 
 
 class Motion(NamedTuple):
@@ -91,10 +94,14 @@ def draw_clip(
     Yields:
         The frames in their order.
 
+    Raises:
+        UnigsError: an argument outside of its bounds.
+
     Examples:
         >>> [frame.ids.shape for frame in draw_clip(7, 32, 2)]
         [(32, 32), (32, 32)]
     """
+    check_drawing(size_px, max_things, 2, min_radius)
     height, width = (size_px, size_px) if isinstance(size_px, int) else size_px
     rng = make_rng(seed, 0, "clip")
     canvas = Canvas(rng, height, width)
@@ -173,23 +180,23 @@ def write_clips(
         clips: training clips.
         val_clips: validation clips.
         frames: pictures in a clip.
-        size_px: longer side of the pictures, 32 or more.
+        size_px: longer side of the pictures, 32 to 1024.
         seed: another seed draws other clips.
         max_things: shapes in a clip, 1 to so many.
         min_radius: of a shape, as a part of the shorter side; the largest has six times it.
 
     Raises:
-        UnigsError: counts below 1, or a folder drawn with other options.
+        UnigsError: an option outside of its bounds, a folder drawn with other options, or one that
+            holds files that were not drawn.
     """
     options = ClipOptions(clips, val_clips, frames, size_px, seed, max_things, min_radius)
-    if min(clips, val_clips, frames, max_things) < 1 or size_px < 32 or max_things > MAX_THINGS:
+    if min(clips, val_clips, frames) < 1 or size_px < 32:
         raise UnigsError(
-            f"expected clips, frames, at most {MAX_THINGS} things and a size of at least 32 px, "
-            f"came {options}, at {out}"
+            f"expected clips, frames and a size of at least 32 px, came {options}, at {out}"
         )
     out = Path(out)
     text = json.dumps(asdict(options))
-    if is_drawn(out, text):
+    if is_drawn(out, FOLDERS, text):
         return
     with tqdm(total=clips + val_clips, desc="drawing", unit="clip") as bar:
         for split, count in (("train", clips), ("val", val_clips)):
@@ -199,7 +206,7 @@ def write_clips(
             lines = "".join(f"{name_clip(split, index)}\n" for index in range(count))
             save_bytes(out / "ImageSets" / "2017" / f"{split}.txt", lines.encode())
     save_bytes(out / "licence.txt", f"{LICENCE}\n".encode())
-    save_bytes(out / MARKER, text.encode())
+    (out / BEGUN).replace(out / MARKER)
 
 
 def write_clip(root: Path, clip: str, frames: Iterator[Frame]) -> None:

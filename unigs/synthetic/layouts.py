@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,13 +20,22 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from unigs.files import write_text
 from unigs.images import encode_image
 from unigs.records import Entity, UnigsError
 from unigs.seeds import derive_seed
 from unigs.synthetic.polygons import bounding_box, encode_polygons, encode_rle, encode_runs
-from unigs.synthetic.scenes import STUFF_IDS, THING_IDS, Scene, draw_scene, scene_seed, shift_hue
+from unigs.synthetic.scenes import (
+    STUFF_IDS,
+    THING_IDS,
+    Scene,
+    check_drawing,
+    draw_scene,
+    scene_seed,
+    shift_hue,
+)
 
-MARKER = "synthetic.json"
+MARKER, BEGUN = "synthetic.json", "synthetic.json.begun"
 LICENCE = "CC0-1.0, drawn by UniGS"
 CROWD_SHARE = 0.2
 DATA_SETS = ("coco", "openimages", "entityseg")
@@ -39,7 +48,11 @@ ENTITYSEG_FOLDERS = ("entity_01_11580", "entity_02_11598", "entity_03_10049")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What fixes every byte written; kept beside the data as ``synthetic.json``."""
+    """What fixes every byte written; kept beside the data as ``synthetic.json``.
+
+    Raises:
+        UnigsError: scenes that cannot be drawn.
+    """
 
     images: int
     val_images: int
@@ -50,6 +63,9 @@ class Options:
     min_radius: float = 0.055
     held_out: str = "val"
     colour_shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_drawing(self.size_px, self.max_things, self.max_stuff, self.min_radius)
 
     def to_json(self) -> str:
         """What lies beside the data; without a shift as before there was one."""
@@ -80,14 +96,16 @@ def write_datasets(
         size_px: longer side of the pictures, 32 to 1024.
         seed: another seed draws other scenes.
         max_things: shapes in a scene, 1 to so many.
-        max_stuff: surfaces in a scene, 2 to so many.
-        min_radius: of a shape, as a part of the shorter side; the largest has six times it.
+        max_stuff: surfaces in a scene, 2 to so many, at most 8.
+        min_radius: of a shape, as a part of the shorter side, up to 0.138; the largest has six
+            times it.
         held_out: whose seeds the validation pictures are drawn from. A test set is written under
             the validation names too, in a folder of its own: the layouts know no other.
         colour_shift: degrees by which all hues are turned, of the same scenes.
 
     Raises:
-        UnigsError: counts below 1, or a folder drawn with other options.
+        UnigsError: an option outside of its bounds, a folder drawn with other options, or one that
+            holds files that were not drawn.
     """
     options = Options(
         images, val_images, size_px, seed, max_things, max_stuff, min_radius, held_out,
@@ -99,7 +117,7 @@ def write_datasets(
         )
     out = Path(out)
     text = options.to_json()
-    if is_drawn(out, text):
+    if is_drawn(out, DATA_SETS, text):
         return
     with tqdm(total=3 * (images + val_images), desc="drawing", unit="scene") as bar:
         write_coco(out / "coco", options, bar)
@@ -107,22 +125,36 @@ def write_datasets(
         write_entityseg(out / "entityseg", options, bar)
     for name in DATA_SETS:
         (out / name / "licence.txt").write_text(LICENCE + "\n")
-    (out / MARKER).write_text(text)
+    (out / BEGUN).replace(out / MARKER)
 
 
-def is_drawn(out: Path, text: str) -> bool:
-    """Whether a folder was drawn, whole, with these options, as its marker says them.
+def is_drawn(out: Path, folders: Sequence[str], text: str) -> bool:
+    """Whether a folder was drawn, whole, with these options; if not, mark it as begun.
+
+    Args:
+        out: the folder.
+        folders: what is drawn inside.
+        text: the options, as the marker says them.
 
     Raises:
-        UnigsError: it was drawn with others.
+        UnigsError: it was drawn or begun with others, or holds files that were not drawn.
     """
-    marker = out / MARKER
-    if marker.exists() and marker.read_text() != text:
-        raise UnigsError(
-            f"expected a folder without other scenes, came one drawn with {marker.read_text()}, "
-            f"at {out}"
-        )
-    return marker.exists()
+    for marker in (out / MARKER, out / BEGUN):
+        if marker.exists() and (known := marker.read_text()) != text:
+            raise UnigsError(
+                f"expected a folder without other scenes, came one drawn with {known}, at {out}"
+            )
+        if marker.exists():
+            return marker.name == MARKER
+    for name in folders:
+        if (out / name).exists() and any((out / name).iterdir()):
+            raise UnigsError(
+                f"expected a folder without other files, came some that were not drawn, at "
+                f"{out / name}; give another --out"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / BEGUN, text)
+    return False
 
 
 def draw_known(options: Options, data_set: str, split: str, index: int) -> Scene:

@@ -25,8 +25,12 @@ STUFF_IDS = {name: k for k, name in enumerate(SURFACES, start=101)}
 SIZE_RANGE = 6  # the largest shape's radius over the smallest's
 MIN_VISIBLE = 0.5  # of an entity's own area, whatever is drawn over it
 MIN_STUFF = 0.06  # of the picture
-MIN_SIZE_PX = 16
+MIN_SIZE_PX, MAX_SIZE_PX = 16, 1024
+MAX_THINGS = 254
+MIN_RADIUS = 0.001  # of the shorter side
 TRIES = 6
+INSET = 0.6  # a shape's centre lies so many radii inside of the frame
+MAX_RADIUS = 0.138  # as ``min_radius``: there the largest shape has just that room
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +57,25 @@ def scene_seed(split: str, index: int, seed: int = 0) -> int:
     return (seed * len(SPLITS) + SPLITS.index(split)) * SEEDS_PER_SPLIT + index
 
 
+def check_drawing(
+    size_px: int | tuple[int, int], max_things: int, max_stuff: int, min_radius: float
+) -> None:
+    """Refuse what :func:`draw_scene` cannot draw.
+
+    Raises:
+        UnigsError: names the argument.
+    """
+    smallest = size_px if isinstance(size_px, int) else min(size_px)
+    for name, value, least, most in (
+        ("a size, pixels,", smallest, MIN_SIZE_PX, MAX_SIZE_PX),
+        ("max_things", max_things, 1, MAX_THINGS),
+        ("max_stuff", max_stuff, 2, len(SURFACES)),
+        ("min_radius", min_radius, MIN_RADIUS, MAX_RADIUS),
+    ):
+        if not least <= value <= most:
+            raise UnigsError(f"expected {name} of {least} to {most}, came {value}, in a drawing")
+
+
 def draw_scene(
     seed: int,
     size_px: int | tuple[int, int],
@@ -66,25 +89,26 @@ def draw_scene(
 
     Args:
         seed: see :func:`scene_seed`.
-        size_px: side, or (height, width), at least 16.
-        max_things: 1 to so many shapes, fewer where there is no room.
-        max_stuff: 2 to so many surfaces.
-        min_radius: of a shape, as a part of the shorter side; the largest has six times it.
+        size_px: side, or (height, width), 16 to 1024.
+        max_things: 1 to so many shapes, fewer where there is no room; at most 254.
+        max_stuff: 2 to so many surfaces, at most 8.
+        min_radius: of a shape, as a part of the shorter side, 0.001 to 0.138; the largest has six
+            times it.
         crowd_share: chance of a flock of small shapes, annotated as one crowd.
 
     Returns:
         The scene. Entities are the surfaces, then the flock, then the things from back to front;
         each keeps at least half of its area visible.
 
+    Raises:
+        UnigsError: an argument outside of its bounds.
+
     Example:
         >>> draw_scene(7, 64).image.shape
         (64, 64, 3)
     """
+    check_drawing(size_px, max_things, max_stuff, min_radius)
     height, width = (size_px, size_px) if isinstance(size_px, int) else size_px
-    if min(height, width) < MIN_SIZE_PX:
-        raise UnigsError(
-            f"expected a scene of at least 16 pixels, came {height}x{width}, draw_scene"
-        )
     rng = make_rng(seed, 0, "scene")
     canvas = Canvas(rng, height, width)
     canvas.paint_stuff(int(rng.integers(2, max_stuff + 1)))
@@ -189,8 +213,8 @@ class Canvas:
             again = bool(used) and self.rng.random() < 0.4
             name = str(self.rng.choice(used if again else list(SHAPES)))
             for _ in range(TRIES):
-                cy = self.rng.uniform(0.6 * radius, self.height - 0.6 * radius)
-                cx = self.rng.uniform(0.6 * radius, self.width - 0.6 * radius)
+                cy = self.rng.uniform(INSET * radius, self.height - INSET * radius)
+                cx = self.rng.uniform(INSET * radius, self.width - INSET * radius)
                 if self.stamp(name, cy, cx, radius, None):
                     used.append(name)
                     break
