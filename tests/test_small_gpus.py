@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from unigs.callbacks import EMA, SampledValidation
 from unigs.checkpoints import NotFinite, read_checkpoint, read_ema
 from unigs.codec import Palette
+from unigs.promises.preemption import Preempted
 from unigs.promises.resume import describe_run
 from unigs.records import UnigsError
 from unigs.systems.adapters import Adapters, adapt, merge
@@ -304,3 +306,36 @@ def test_an_average_in_the_hosts_memory_is_refused_where_weights_are_sharded(mon
     module = SimpleNamespace(network=torch.nn.Linear(2, 2))
     with pytest.raises(UnigsError, match="beside the weights' shards, got 'cpu', at the device of"):
         EMA(0.9, "cpu").on_fit_start(None, module)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_signal_in_the_middle_of_a_swap_leaves_the_trained_weights(monkeypatch, number):
+    layers = (torch.nn.Linear(1, 1) for _ in range(2))
+    module = SimpleNamespace(network=torch.nn.Sequential(*layers))
+    named = dict(module.network.named_parameters())
+    for weight in named.values():
+        weight.data.fill_(1)
+    ema = EMA(0.9, "cpu")
+    ema.load_state_dict({"weights": {n: torch.full_like(w, 9) for n, w in named.items()}})
+    ema.on_fit_start(None, module)
+    copies, copy = [], torch.Tensor.copy_
+
+    def strike(self, *others):
+        copies.append(1)
+        if len(copies) == 2 * number + 2:
+            signal.raise_signal(signal.SIGUSR1)
+        return copy(self, *others)
+
+    def end(*_):
+        raise Preempted("validation")
+
+    before = signal.signal(signal.SIGUSR1, end)
+    monkeypatch.setattr(torch.Tensor, "copy_", strike)
+    try:
+        with pytest.raises(Preempted):
+            ema.on_validation_start(None, module)
+        ema.on_exception(None, module, Preempted("validation"))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert {weight.item() for weight in named.values()} == {1.0}
+    assert {float(one.sum()) for one in ema.state_dict()["weights"].values()} == {9.0}

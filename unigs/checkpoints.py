@@ -8,7 +8,6 @@ are not finite. Nothing is unpickled but tensors and plain values, wherever a fi
 from __future__ import annotations
 
 import pickle
-import signal
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +18,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from unigs.files import new_file
 from unigs.records import UnigsError
 from unigs.runs import Run
-from unigs.signals import hold_signals
+from unigs.signals import ENDING, hold_signals
 from unigs.weights import (
     BadCheckpoint,
     check_checkpoint,
@@ -31,8 +30,6 @@ from unigs.weights import (
 LAST = "last.ckpt"
 RUN = "unigs_run"
 """Key of the run's options in a checkpoint."""
-ABORTING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
-"""Signals whose exceptions would abort torch's writer, in C++."""
 
 
 class NotFinite(UnigsError):
@@ -83,7 +80,8 @@ class CheckedIO(TorchCheckpointIO):
             return super().save_checkpoint(checkpoint, path, storage_options)
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with hold_signals(*ABORTING), new_file(target) as temp, open(temp, "wb") as file:
+        # An exception of a signal's handler would abort torch's writer, in C++.
+        with hold_signals(*ENDING), new_file(target) as temp, open(temp, "wb") as file:
             writer = _Writer(file)
             try:
                 torch.save(checkpoint, writer)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from unigs.records import UnigsError
 from unigs.sharding import gather, place_as, take_local
+from unigs.signals import ENDING, hold_signals
 
 
 class EMA(Callback):
@@ -78,7 +79,6 @@ class EMA(Callback):
         """Let the averages stand for the weights; of a whole model on one device without a copy."""
         if self._averages and self.device:
             self._exchange(pl_module)
-            self._exchanged = True
         elif self._averages:
             weights = list(list_trained(pl_module).values())
             self._trained = [(weight, _take(weight)) for weight in weights]
@@ -95,17 +95,18 @@ class EMA(Callback):
     def _swap_back(self, pl_module) -> None:
         if self._exchanged:
             self._exchange(pl_module)
-            self._exchanged = False
         for weight, trained in self._trained:
             _put(weight, trained)
         self._trained = []
 
     def _exchange(self, pl_module) -> None:
         """Swap averages and weights, a tensor at a time, so that no device holds both."""
-        for name, weight in list_trained(pl_module).items():
-            trained = weight.data.to(self.device, copy=True)
-            weight.data.copy_(self._averages[name])
-            self._averages[name].copy_(trained)
+        with hold_signals(*ENDING):  # half of a swap would be saved as weights
+            for name, weight in list_trained(pl_module).items():
+                trained = weight.data.to(self.device, copy=True)
+                weight.data.copy_(self._averages[name])
+                self._averages[name].copy_(trained)
+            self._exchanged = not self._exchanged
 
     def state_dict(self) -> dict[str, Any]:
         if not self._averages:
