@@ -20,7 +20,7 @@ from unigs.images import encode_ids, encode_image
 from unigs.records import UnigsError
 from unigs.seeds import derive_seed
 from unigs.seeds import rng as make_rng
-from unigs.synthetic.layouts import BEGUN, LICENCE, MARKER, is_drawn, save_bytes
+from unigs.synthetic.folder import LICENCE, end_drawing, is_drawn, save_bytes
 from unigs.synthetic.scenes import SIZE_RANGE, Canvas, check_drawing, scene_seed
 from unigs.synthetic.shapes import SHAPES
 from unigs.synthetic.textures import draw_coat, smooth_noise
@@ -206,7 +206,7 @@ def write_clips(
             lines = "".join(f"{name_clip(split, index)}\n" for index in range(count))
             save_bytes(out / "ImageSets" / "2017" / f"{split}.txt", lines.encode())
     save_bytes(out / "licence.txt", f"{LICENCE}\n".encode())
-    (out / BEGUN).replace(out / MARKER)
+    end_drawing(out)
 
 
 def write_clip(root: Path, clip: str, frames: Iterator[Frame]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from unigs.files import write_text
 from unigs.images import encode_image
 from unigs.records import Entity, UnigsError
 from unigs.seeds import derive_seed
+from unigs.synthetic.folder import LICENCE, end_drawing, is_drawn, save_bytes
 from unigs.synthetic.polygons import bounding_box, encode_polygons, encode_rle, encode_runs
 from unigs.synthetic.scenes import (
     STUFF_IDS,
@@ -35,8 +35,6 @@ from unigs.synthetic.scenes import (
     shift_hue,
 )
 
-MARKER, BEGUN = "synthetic.json", "synthetic.json.begun"
-LICENCE = "CC0-1.0, drawn by UniGS"
 CROWD_SHARE = 0.2
 DATA_SETS = ("coco", "openimages", "entityseg")
 SCENES_PER_SET = 10**6
@@ -125,36 +123,7 @@ def write_datasets(
         write_entityseg(out / "entityseg", options, bar)
     for name in DATA_SETS:
         (out / name / "licence.txt").write_text(LICENCE + "\n")
-    (out / BEGUN).replace(out / MARKER)
-
-
-def is_drawn(out: Path, folders: Sequence[str], text: str) -> bool:
-    """Whether a folder was drawn, whole, with these options; if not, mark it as begun.
-
-    Args:
-        out: the folder.
-        folders: what is drawn inside.
-        text: the options, as the marker says them.
-
-    Raises:
-        UnigsError: it was drawn or begun with others, or holds files that were not drawn.
-    """
-    for marker in (out / MARKER, out / BEGUN):
-        if marker.exists() and (known := marker.read_text()) != text:
-            raise UnigsError(
-                f"expected a folder without other scenes, came one drawn with {known}, at {out}"
-            )
-        if marker.exists():
-            return marker.name == MARKER
-    for name in folders:
-        if (out / name).exists() and any((out / name).iterdir()):
-            raise UnigsError(
-                f"expected a folder without other files, came some that were not drawn, at "
-                f"{out / name}; give another --out"
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / BEGUN, text)
-    return False
+    end_drawing(out)
 
 
 def draw_known(options: Options, data_set: str, split: str, index: int) -> Scene:
@@ -183,12 +152,6 @@ def _draw_split(
     for index in range(options.images if split == "train" else options.val_images):
         yield index, draw_known(options, data_set, split, index)
         bar.update()
-
-
-def save_bytes(path: Path, data: bytes) -> None:
-    """Write a file and the folders it lies in; a data set is whole when it has its marker."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
 
 
 def _save_json(path: Path, value: object) -> None:
