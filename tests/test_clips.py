@@ -13,8 +13,8 @@ from clip_parts import CLIPS, CODE, PICTURES, SIDE, build, make_dataset, say, wr
 from PIL import Image
 
 from unigs.annotations import find_sources, split_key
+from unigs.batches import stack_samples
 from unigs.codec.analog_bits import encode_bits
-from unigs.data import stack_samples
 from unigs.images import encode_ids
 from unigs.records import Annotated, Entity, Past, Skips, UnigsError
 from unigs.shards import ShardReader, read_manifests

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from builders import build_data
 
 from unigs.data import JOINT_RATIOS, UniGSData
-from unigs.records import TASKS, Batch, UnigsError
+from unigs.records import TASKS, Batch, TooManySkips, UnigsError
 from unigs.tasks import TaskOptions
 
 
@@ -83,3 +85,51 @@ def test_a_batch_moves_and_keeps_its_lists(shards):
     assert moved.image.device.type == "meta"
     assert moved.prompts == batch.prompts
     assert_same(batch, batch.to("cpu"))
+
+
+def damage_val(shards: str, tmp_path) -> str:
+    """A copy of the shards; of every held-out one the second half is zeros."""
+    there = Path(shutil.copytree(shards, tmp_path / "damaged"))
+    for path in there.glob("*-val/*.tar"):
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    return str(there)
+
+
+def test_damage_in_validation_is_told_and_too_much_of_it_ends_the_run(
+    shards, tmp_path, caplog, monkeypatch
+):
+    loader = make_data(damage_val(shards, tmp_path), samples_per_task=6).val_dataloader()
+    for _ in range(2):  # counted anew in each validation
+        caplog.clear()
+        assert sum(len(batch.keys) for batch in loader) == 24
+        assert "sample replaced: sample damaged in its shard" in caplog.text
+    monkeypatch.setattr("unigs.loaders.FREE_SKIPS", 0)
+    with pytest.raises(TooManySkips, match="sample damaged in its shard"):
+        list(loader)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"global_batch_size": 0}, r"at least 1, got 0, at data\.loading\.global_batch_size"),
+        ({"steps_per_epoch": 0}, r"at least 1, got 0, at data\.loading\.steps_per_epoch"),
+        ({"num_workers": -1}, r"at least 0, got -1, at data\.loading\.num_workers"),
+        ({"batch_size": 0}, r"at least 1, got 0, at data\.validation\.batch_size"),
+        ({"source_weights": {"entity": {"coco-panoptic": 1.0}}}, "weights of sources, got None"),
+        ({"source_weights": dict.fromkeys(TASKS)}, "weights of sources, got None, of task"),
+    ],
+)
+def test_options_that_give_no_batches_are_refused(shards, changes, words):
+    with pytest.raises(UnigsError, match=words):
+        make_data(shards, **changes).train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("resolution_px", 0), ("max_entities", 0), ("windows", 0), ("text_dropout", 1.5),
+     ("negative_probability", float("nan")), ("max_painted", 0)],
+)  # fmt: skip
+def test_options_of_tasks_that_make_no_sample_are_refused(name, value):
+    with pytest.raises(UnigsError, match=rf"at data\.tasks\.{name}"):
+        TaskOptions(**{name: value})

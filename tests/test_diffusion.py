@@ -9,8 +9,8 @@ from diffusers.training_utils import compute_snr
 from ldm_layout import write_original
 from safetensors.torch import save_file
 
+from unigs.batches import stack_samples
 from unigs.codec import Palette
-from unigs.data import stack_samples
 from unigs.noise import draw_noise, draw_timesteps
 from unigs.recipes.bases import make_base
 from unigs.records import TASKS, UnigsError

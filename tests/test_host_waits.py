@@ -17,9 +17,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from unigs.batches import stack_samples
 from unigs.callbacks import EMA
 from unigs.codec import Palette, palette
-from unigs.data import stack_samples
 from unigs.noise import training_noise
 from unigs.promises import FiniteSteps
 from unigs.records import TASKS, Batch

@@ -15,9 +15,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from unigs.batches import stack_samples
 from unigs.callbacks import EMA, Evaluation, SampledValidation
 from unigs.codec.analog_bits import BitCode, decode_bits, encode_bits
-from unigs.data import UniGSData, stack_samples
+from unigs.data import UniGSData
 from unigs.metrics.panoptic import PanopticEntityQuality
 from unigs.noise import draw_times
 from unigs.records import UnigsError

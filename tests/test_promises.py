@@ -432,6 +432,7 @@ def test_another_system_is_refused_by_name(shards, tmp_path):
         ("data.steps_per_epoch", {"steps_per_epoch": 7}, {}),
         ("trainer.accumulate_grad_batches", {}, {"accumulate_grad_batches": 2}),
         ("trainer.gradient_clip_val", {}, {"gradient_clip_val": 0.5}),
+        ("trainer.gradient_clip_algorithm", {}, {"gradient_clip_algorithm": "value"}),
         ("trainer.limit_train_batches", {}, {"limit_train_batches": 3}),
     ],
 )

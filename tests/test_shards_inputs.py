@@ -12,7 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from unigs.annotations import find_sources
 from unigs.cli import main
 from unigs.images import encode_image
 from unigs.locks import FolderBusy, lock_file, lock_folder
-from unigs.records import Skips, UnigsError
+from unigs.records import Skips, TooManySkips, UnigsError
 from unigs.shards import ShardError, merge_shards, read_manifests, verify_shards, write_shards
 from unigs.shards.write import write_source
 from unigs.synthetic import write_datasets
@@ -445,3 +445,32 @@ def test_a_damaged_receipt_means_an_unfinished_shard(tmp_path):
     write_all(tmp_path, [DrawnSource("coco", 8)])
     assert read_tree(tmp_path) == before
     assert len(read_manifests(tmp_path)["coco-train"]) == 8
+
+
+def test_parts_together_leave_out_no_more_than_the_whole_may(tmp_path):
+    """Every second picture is unusable: of a part it is as much, however many there are."""
+    source, refused = DrawnSource("coco", 24, skip_every=2), 0
+    for k in range(1, 12):
+        with suppress(TooManySkips):
+            write_source(source, tmp_path, 1, 1, (k, 11))
+            refused -= 1
+        refused += 1
+    assert refused == 11
+
+
+def test_what_a_reader_counts_does_not_stop_the_writer(data, tmp_path):
+    """A name that no file can have, and a picture of far too many rows."""
+    table = next((data / "coco").rglob("instances_train2017.json"))
+    told = json.loads(table.read_text())
+    told["images"][0]["file_name"] = "x" * 308 + ".jpg"
+    table.write_text(json.dumps(told))
+    write(data, tmp_path / "coco", ("coco",), max_skip_fraction=1.0)
+    with monkey_limit("unigs.annotations.jsonindex.MAX_ELEMENT_BYTES", 10):
+        write(data, tmp_path / "open", ("openimages",), max_skip_fraction=1.0)
+
+
+@contextmanager
+def monkey_limit(name: str, value: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(name, value)
+        yield

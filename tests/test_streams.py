@@ -203,9 +203,9 @@ def test_replacements_are_the_same_everywhere_and_counted(shards):
         assert (task, key.split("-")[0]) == (plain_task, plain_key.split("-")[0])
     ranks = [make_loader(shards, rank=r, world_size=3, num_workers=r, **relaxed) for r in range(3)]
     assert_equal([join(step) for step in zip(*ranks, strict=True)], expected)
-    assert sum(r.skips.total for r in ranks) == alone.skips.total >= len(replaced)
-    assert set(alone.skips.counts) == {"UnigsError"}
-    assert "sample" in alone.skips.examples["UnigsError"]
+    assert sum(r.tally.skips.total for r in ranks) == alone.tally.skips.total >= len(replaced)
+    assert set(alone.tally.skips.counts) == {"UnigsError"}
+    assert "sample" in alone.tally.skips.examples["UnigsError"]
 
 
 def test_damaged_samples_are_counted_and_replaced_in_step(shards, tmp_path):
@@ -219,7 +219,7 @@ def test_damaged_samples_are_counted_and_replaced_in_step(shards, tmp_path):
         for r in range(2)
     ]
     damaged = [join(step) for step in zip(*ranks, strict=True)]
-    skips = sum(r.skips.counts["sample damaged in its shard"] for r in ranks)
+    skips = sum(r.tally.skips.counts["sample damaged in its shard"] for r in ranks)
     ours, theirs = ([one for ids, _ in batches for one in ids] for batches in (damaged, expected))
     hit = [a for a, b in zip(ours, theirs, strict=True) if a != b]
     assert 0 < len(hit) <= skips
@@ -253,7 +253,7 @@ def test_a_sample_that_takes_too_much_is_its_own_fault(shards):
     keys = [key for batch, _ in loader for _, _, key in batch]
     assert len(keys) == 5 * GLOBAL_BATCH
     assert not [key for key in keys if key.endswith("4")]
-    reasons = set(loader.skips.counts)
+    reasons = set(loader.tally.skips.counts)
     assert reasons == {f"sample took too much ({n}Error)" for n in ("Memory", "Recursion")}
 
 

@@ -14,11 +14,12 @@ from builders import build_data, build_unigs
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from unigs.batches import stack_samples
 from unigs.callbacks import EMA, Evaluation, Preemption, SampledValidation, Throughput
 from unigs.callbacks.throughput import FlopCount, find_peak
 from unigs.checkpoints import read_checkpoint, read_ema
 from unigs.codec import Palette
-from unigs.data import UniGSData, stack_samples
+from unigs.data import UniGSData
 from unigs.promises import PREEMPTED_EXIT_CODE, Preempted
 from unigs.promises.resume import describe_run
 from unigs.records import TASKS, UnigsError

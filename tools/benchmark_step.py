@@ -27,10 +27,11 @@ from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
+from unigs.batches import stack_samples
 from unigs.callbacks import EMA
 from unigs.callbacks.throughput import FlopCount, find_peak, measure_peak_gib
 from unigs.codec import encode_colormap
-from unigs.data import UniGSData, stack_samples
+from unigs.data import UniGSData
 from unigs.recipes.bases import make_base
 from unigs.records import Batch, Latents
 from unigs.shards import write_shards

@@ -6,24 +6,24 @@ one task each. Everything a batch holds is a pure function of (manifests, seed, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import Any, ClassVar
 
 import lightning as L
-import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
+from unigs.batches import stack_samples, stack_training
 from unigs.codec import Palette
 from unigs.latents import NAME, RUN, WINDOWS, LatentDataset, open_cache, refuse_other, stack_latents
-from unigs.noise import training_noise
+from unigs.loaders import GuardedLoader
 from unigs.plan import Plan
-from unigs.records import TASKS, Batch, Latents, TaskSample, UnigsError
+from unigs.records import TASKS, UnigsError, check_bounds
 from unigs.runs import Rule, flatten_options
 from unigs.shards import Manifest, read_manifests
-from unigs.streams import GuardedLoader, Made, StreamDataset, StreamLoader
+from unigs.streams import CollateMade, CountedLoader, StreamDataset, StreamLoader
 from unigs.tasks import TaskOptions, list_classes, make_sample
 from unigs.windows import DEPENDS, WindowDataset
 
@@ -55,6 +55,13 @@ class Loading:
     num_workers: int = 4
     window_shards: int = 8
 
+    def __post_init__(self) -> None:
+        some = (1, inf)
+        check_bounds(
+            self, "data.loading", global_batch_size=some, steps_per_epoch=some,
+            num_workers=(0, inf), window_shards=some,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)  # no slots: the command line reads its fields
 class HeldOut:
@@ -70,52 +77,8 @@ class HeldOut:
     samples_per_task: int = 16
     batch_size: int = 8
 
-
-def stack_samples(samples: Sequence[TaskSample]) -> Batch:
-    """``TaskSample`` s of one size -> one ``Batch`` on the CPU."""
-    stack = lambda field: torch.from_numpy(np.stack([getattr(s, field) for s in samples]))
-    return Batch(
-        keys=[s.key for s in samples],
-        prompts=[s.prompt for s in samples],
-        asked=[s.asked for s in samples],
-        names=[s.names for s in samples],
-        seed=samples[0].seed,
-        index=torch.tensor([s.index for s in samples]),
-        task=torch.tensor([TASKS.index(s.task) for s in samples]),
-        image=stack("image"),
-        labels=stack("labels"),
-        ignored=stack("ignored"),
-        coarse_mask=stack("coarse_mask")[:, None],
-        largest=max(int(s.labels.max()) for s in samples),
-        image_latents=None if samples[0].image_latents is None else stack("image_latents"),
-        **stack_past(samples),
-    )
-
-
-def stack_past(samples: Sequence[TaskSample]) -> dict[str, Any]:
-    """``past`` and ``gone`` of a batch; nothing if no sample is a frame of a clip."""
-    frames = [s.past for s in samples if s.past is not None]
-    if not frames:
-        return {}
-    most = max(map(len, frames))
-    past = np.zeros((len(samples), most, *samples[0].labels.shape), np.int32)
-    for row, sample in zip(past, samples, strict=True):
-        if sample.past is not None:
-            row[: len(sample.past)] = sample.past
-    return {"past": torch.from_numpy(past), "gone": [s.gone for s in samples]}
-
-
-def stack_training(
-    samples: Sequence[Any], stack: Callable[[Sequence[Any]], Batch | Latents], shape: Sequence[int]
-) -> Batch | Latents:
-    """What ``stack`` makes of samples, with the noise of its step: of ``shape`` a sample."""
-    batch = stack(samples)
-    return replace(batch, noise=training_noise(batch, shape))
-
-
-def stack_made(made: Sequence[Made]) -> Batch:
-    """The same for what a ``StreamDataset`` gives; its skips are not told here."""
-    return stack_samples([one.sample for one in made])
+    def __post_init__(self) -> None:
+        check_bounds(self, "data.validation", samples_per_task=(0, inf), batch_size=(1, inf))
 
 
 class UniGSData(L.LightningDataModule):
@@ -249,18 +212,16 @@ class UniGSData(L.LightningDataModule):
         """The manifests in use and the weights by manifest name.
 
         Raises:
-            UnigsError: a source of the mixture has no shards of this split.
+            UnigsError: a source of the mixture has no shards of this split, or a task no sources.
         """
         found = read_manifests(*self.shards)
-        weights = {
-            task: {
-                source if source in found else f"{source}-{split}": weight
-                for source, weight in self.source_weights[task].items()
-                if weight
-            }
-            for task, ratio in self.task_ratios.items()
-            if ratio
-        }
+        weights = {}
+        for task in (task for task, ratio in self.task_ratios.items() if ratio):
+            told = self.source_weights.get(task)
+            if not isinstance(told, Mapping):
+                raise UnigsError(f"expected weights of sources, got {told}, of task {task!r}")
+            names = {name: name if name in found else f"{name}-{split}" for name in told}
+            weights[task] = {names[name]: weight for name, weight in told.items() if weight}
         used = {name for mix in weights.values() for name in mix}
         missing = sorted(used - found.keys())
         if missing:
@@ -331,7 +292,7 @@ class UniGSData(L.LightningDataModule):
             self._position = None
         return self._stream
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> CountedLoader:
         """A fixed set, the same in every run: batches of one task, dealt to the ranks in turn.
 
         Raises:
@@ -340,12 +301,13 @@ class UniGSData(L.LightningDataModule):
         dataset = self.make_held_out(self.validation)
         rank, world = self._place()
         batches = list_batches(dataset.plan, self.validation, world)
-        return GuardedLoader(
+        loader = GuardedLoader(
             dataset,
             min(1, self.loading.num_workers),
             batch_sampler=batches[rank::world],
-            collate_fn=stack_made,
+            collate_fn=CollateMade(stack_samples),
         )
+        return CountedLoader(loader, rank)
 
     def _place(self) -> tuple[int, int]:
         """Which part of the data is this process's, of how many: the strategy knows its mesh."""

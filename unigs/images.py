@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -63,6 +64,9 @@ class UnreadableImage(UnigsError):
         super().__init__(f"expected a readable picture, came: {reason} ({detail})")
         self.reason = reason
         self.detail = detail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.detail)  # as a worker process sends it
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -83,6 +84,24 @@ class UnigsError(Exception):
 
 class UnigsWarning(UserWarning):
     """What a user should know and may have meant; the command line prints it as one line."""
+
+
+def check_bounds(record: Any, where: str, **bounds: tuple[float, float]) -> None:
+    """Refuse numbers of a record of options that nothing can be made with; None is no number.
+
+    Args:
+        record: whose fields they are.
+        where: the name of the record on the command line.
+        bounds: field -> least and most.
+
+    Raises:
+        UnigsError: names the option.
+    """
+    for name, (least, most) in bounds.items():
+        value = getattr(record, name)
+        if value is not None and not least <= value <= most:
+            told = f"at least {least}" if most == inf else f"{least} to {most}"
+            raise UnigsError(f"expected {told}, got {value!r}, at {where}.{name}")
 
 
 class TooManySkips(UnigsError):

@@ -11,35 +11,22 @@ and source, chosen by (seed, index, attempt): ranks never fall out of step.
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from unigs.loaders import LOADER_TIMEOUT_S, GuardedLoader, Tally
 from unigs.plan import Draw, Plan
 from unigs.records import Annotated, Skips, TooManySkips, UnigsError
 from unigs.remote import RemoteError
 from unigs.seeds import derive_seed
 from unigs.shards import Manifest, ShardReader
 from unigs.shards.files import ShardError
-from unigs.signals import hold_signals
-
-log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 16
 """Samples tried for one index before the run stops."""
-
-FREE_SKIPS = 32
-"""Skips per rank that never stop a run, however short it is."""
-
-LOADER_TIMEOUT_S = 600.0
-"""A batch that loader processes do not deliver in this time ends the run, with words."""
 
 MakeSample = Callable[[Annotated, str, int], Any]
 
@@ -174,7 +161,7 @@ class StreamLoader:
         timeout_s: stop if loader processes deliver no batch for so long, seconds.
 
     Attributes:
-        skips: what this rank replaced, by reason.
+        tally: what this rank replaced, by reason.
     """
 
     def __init__(
@@ -197,9 +184,8 @@ class StreamLoader:
         self.global_batch_size, self.steps_per_epoch = global_batch_size, steps_per_epoch
         self.rank, self.world_size = rank, world_size
         self.num_workers, self.prefetch, self.pin_memory = num_workers, prefetch, pin_memory
-        self.max_skip_fraction, self.timeout_s = max_skip_fraction, timeout_s
-        self.skips = Skips()
-        self._read = 0  # samples this rank was handed by this object
+        self.timeout_s = timeout_s
+        self.tally = Tally(rank, max_skip_fraction)
         self._next_index = 0
         # Lightning shuts down and clears an attribute of this name at the end of a run.
         self._iterator: Iterator[Any] | None = None
@@ -258,7 +244,7 @@ class StreamLoader:
                 ) from error
             raise
         self._next_index += self.global_batch_size
-        self._tally(loaded.skips)
+        self.tally.add(loaded.skips)
         return loaded.batch
 
     def _start(self) -> Iterator[Any]:
@@ -275,24 +261,6 @@ class StreamLoader:
         )
         return iter(loader)
 
-    def _tally(self, skips: Sequence[Skips]) -> None:
-        """Count what was replaced.
-
-        Raises:
-            TooManySkips: more than the limit.
-        """
-        self._read += len(skips)
-        for one in skips:
-            for reason, where in one.examples.items():
-                if reason not in self.skips.counts:
-                    log.warning("sample replaced: %s: %s", reason, where)
-            self.skips.update(one)
-        if self.skips.total > max(FREE_SKIPS, self.max_skip_fraction * self._read):
-            raise TooManySkips(
-                f"expected at most {self.max_skip_fraction:.1%} unusable samples, got "
-                f"{self.skips.total} of {self._read} on rank {self.rank}: {self.skips}"
-            )
-
 
 class CollateMade:
     """list of :class:`Made` -> :class:`Loaded`; picklable.
@@ -306,6 +274,32 @@ class CollateMade:
 
     def __call__(self, made: Sequence[Made]) -> Loaded:
         return Loaded(self.collate([one.sample for one in made]), [one.skips for one in made])
+
+
+class CountedLoader:
+    """Batches of a fixed set; what was replaced is counted anew in each iteration.
+
+    Args:
+        loader: of ``Loaded`` batches.
+        rank: of this process.
+    """
+
+    def __init__(self, loader: DataLoader, rank: int) -> None:
+        self.loader, self.rank = loader, rank
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches.
+
+        Raises:
+            TooManySkips: more samples were replaced than a set may lack.
+        """
+        tally = Tally(self.rank)
+        for loaded in self.loader:
+            tally.add(loaded.skips)
+            yield loaded.batch
 
 
 def check_topology(
@@ -334,50 +328,3 @@ def describe_mismatch(what: str, came: Any, expected: Any) -> str:
     names = sorted(name for name in {*came, *expected} if came.get(name) != expected.get(name))
     rows = [f"{n}: {expected.get(n, 'none')} here, {came.get(n, 'none')} saved" for n in names]
     return f"expected to resume on the shards it was saved with, got others ({'; '.join(rows)})"
-
-
-class GuardedLoader(DataLoader):
-    """A stock loader whose processes obey the signals of the trainer only.
-
-    A scheduler that ends a job signals the whole process group: workers must go on then, so that
-    the trainer can finish its step and save. They are born with SIGTERM and SIGINT blocked, as
-    before ``start_worker`` either would end them: one in a thread of a library, one in a traceback.
-
-    Args:
-        dataset: index -> sample.
-        num_workers: processes.
-        timeout_s: stop if they deliver no batch for so long, seconds.
-        options: of a ``DataLoader``.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        num_workers: int = 0,
-        timeout_s: float = LOADER_TIMEOUT_S,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            dataset,
-            num_workers=num_workers,
-            timeout=timeout_s if num_workers else 0,
-            worker_init_fn=start_worker,
-            generator=torch.Generator(),  # else starting would draw from the model's own stream
-            **options,
-        )
-
-    def __iter__(self) -> Any:
-        with hold_signals(signal.SIGTERM, signal.SIGINT):
-            return super().__iter__()
-
-
-def start_worker(worker: int) -> None:
-    """Let a worker, which has both blocked, obey the SIGTERM of the trainer alone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_trainer, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_trainer(trainer: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
-        pass
-    os._exit(0)

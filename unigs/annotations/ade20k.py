@@ -37,6 +37,7 @@ from unigs.annotations.pairs import (
     read_rows,
     require_maps,
 )
+from unigs.annotations.rows import to_category_name
 from unigs.files import decode_text, explain_errors
 from unigs.records import Annotated, Skips, UnigsError
 
@@ -167,7 +168,8 @@ def read_classes(path: Path, has_instances: bool) -> dict[int, Category]:
     classes: dict[int, Category] = {}
     try:
         for row in table:
-            number, name = int(row["Idx"]), row["Name"].replace(";", ",").split(",")[0].strip()
+            number = int(row["Idx"])
+            name = to_category_name(row["Name"].replace(";", ",").split(",")[0])
             is_thing = number in THING_CLASSES if has_instances else None
             classes[number] = Category(id=str(number), name=name, is_thing=is_thing)
     except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:

@@ -16,7 +16,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -55,6 +55,9 @@ class Unusable(UnigsError):
         super().__init__(f"{reason}: {where}")
         self.reason = reason
         self.where = where
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.where)  # as a worker process sends it
 
 
 class Category(TypedDict):

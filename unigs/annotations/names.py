@@ -8,6 +8,7 @@ and through :mod:`unigs.files`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from unigs.annotations.base import Unusable
@@ -73,8 +74,9 @@ def find_first(folder: Path, names: Iterable[str]) -> Path:
     first, *others = names
     for name in (first, *others):
         inside = not name.startswith("/") and ".." not in name.split("/") and "\0" not in name
-        if inside and (folder / name).is_file():
-            return folder / name
+        with suppress(OSError):  # a name that no file can have, or a folder that may not be read
+            if inside and (folder / name).is_file():
+                return folder / name
     return folder / first
 
 

@@ -192,7 +192,7 @@ def index_rows(path: Path) -> Index:
                     f"byte {offset} of {path}"
                 )
             if len(fields) > needed:
-                owners.append(places.setdefault(fields[at], len(places)))
+                owners.append(places.setdefault(fields[at].strip(b'" '), len(places)))
                 offsets.append(offset)
                 lengths.append(len(line))
                 if len(offsets) % ROWS_PER_UPDATE == 0:
@@ -210,13 +210,13 @@ def index_rows(path: Path) -> Index:
 
 
 def read_image_id(cell: bytes, path: Path) -> str:
-    """The text of an ImageID; some tools write it in quotes.
+    """The text of an ImageID.
 
     Raises:
         UnigsError: not UTF-8.
     """
     try:
-        return cell.decode().strip('" ')
+        return cell.decode()
     except UnicodeDecodeError:
         return decode_text(cell, f"the ImageID {cell[:60]!r} in {path}")
 

@@ -6,8 +6,9 @@ The command line and configs read these records before anything heavy is importe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
-from unigs.records import TASKS
+from unigs.records import TASKS, check_bounds
 from unigs.tasks import TaskOptions
 
 
@@ -38,6 +39,13 @@ class Scenes:
     batch_size: int = 8
     num_workers: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        some = (1, inf)
+        check_bounds(
+            self, "scenes", samples_per_task=some, resolution_px=some, min_area=(0, 1),
+            max_painted=some, batch_size=some, num_workers=(0, inf),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)  # no slots: the command line reads its fields

@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 
-from unigs.data import JOINT_SOURCES, HeldOut, Loading, UniGSData, list_batches, stack_samples
+from unigs.batches import stack_samples
+from unigs.data import JOINT_SOURCES, HeldOut, Loading, UniGSData, list_batches
 from unigs.evaluation.options import Scenes
+from unigs.loaders import GuardedLoader
 from unigs.plan import Plan
 from unigs.records import Batch, UnigsError
-from unigs.streams import CollateMade, GuardedLoader, StreamDataset
+from unigs.streams import CollateMade, StreamDataset
 from unigs.tasks import TaskOptions
 
 VERSION = 1

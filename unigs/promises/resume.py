@@ -25,18 +25,20 @@ TRAINER_RULES: dict[str, Rule] = {
     "trainer.precision": "warned",
     "trainer.accumulate_grad_batches": "warned",
     "trainer.gradient_clip_val": "warned",
+    "trainer.gradient_clip_algorithm": "warned",
     "trainer.limit_train_batches": "warned",
 }
 
 
 def describe_run(trainer: L.Trainer, module: L.LightningModule, data: Any) -> Run:
     """What a run is: options of system, data and trainer, and what a change of each means."""
-    limit = trainer.limit_train_batches
+    limit, clip = trainer.limit_train_batches, trainer.gradient_clip_algorithm
     options: dict[str, Any] = {
         "system": type(module).__name__,
         "trainer.precision": str(trainer.precision),
         "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
         "trainer.gradient_clip_val": trainer.gradient_clip_val,
+        "trainer.gradient_clip_algorithm": clip.value if clip else "norm",
         "trainer.limit_train_batches": None if limit == 1.0 else limit,
     }
     given = {k: v for k, v in module.hparams.items() if not k.startswith("_")}

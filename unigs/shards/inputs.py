@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unigs.annotations.base import SAMPLE_FAULTS
 from unigs.files import hash_file
 from unigs.records import UnigsError
 from unigs.shards.files import ShardError
@@ -64,7 +65,7 @@ def stamp_inputs(source: Source, wanted: Iterable[int]) -> dict[str, str]:
 def _list_inputs(source: Source, i: int) -> list[Any]:
     try:
         return source.inputs(i)
-    except UnigsError:  # the reader will count it
+    except (UnigsError, *SAMPLE_FAULTS):  # the reader will count it
         return []
 
 

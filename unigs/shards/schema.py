@@ -169,10 +169,15 @@ def check_folders(content: dict[str, Any], where: str) -> list[str]:
     """The names in ``folders.json``.
 
     Raises:
-        ShardError: they are no plain names, or one occurs twice.
+        ShardError: none, no plain names, or one occurs twice.
     """
     names = content.get("folders")
-    if not isinstance(names, list) or not all(map(is_name, names)) or len({*names}) != len(names):
+    if (
+        not isinstance(names, list)
+        or not names
+        or not all(map(is_name, names))
+        or len({*names}) != len(names)
+    ):
         came = shorten(names)
         raise ShardError(f"expected folders: plain names, each once, got {came}, at {where}")
     return names

@@ -146,9 +146,9 @@ def write_source(
             skips.update(Skips(receipt["skipped"], receipt["examples"]))
             bar.update(receipt["pictures"])
             missing += receipt["pictures"] - receipt["samples"]
-            if missing > max_skip_fraction * len(source):
+            if missing > max_skip_fraction * total:
                 raise TooManySkips(
-                    f"expected at most {max_skip_fraction:.0%} of {len(source)} pictures unusable, "
+                    f"expected at most {max_skip_fraction:.0%} of {total} pictures unusable, "
                     f"got {missing} so far, in {folder.name}: {skips}"
                 )
     return skips

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 
-from unigs.records import Annotated, Entity, TaskSample, UnigsError
+from unigs.records import Annotated, Entity, TaskSample, UnigsError, check_bounds
 from unigs.seeds import rng as seeded_rng
 from unigs.tasks.classes import NAMELESS
 from unigs.tasks.coarse_masks import draw_coarse_mask
@@ -52,10 +53,12 @@ class TaskOptions:
     windows: int | None = None
 
     def __post_init__(self) -> None:
-        if self.windows is not None and self.windows < 1:
-            raise UnigsError(
-                f"expected at least 1 window a picture, got {self.windows}, at data.tasks.windows"
-            )
+        whole, share = (1, inf), (0, 1)
+        check_bounds(
+            self, "data.tasks", resolution_px=whole, max_entities=whole, max_painted=whole,
+            windows=whole, negative_probability=share, arbitrary_mask_percent=share,
+            extension=share, text_dropout=share, min_area=share, unlabelled_share=share,
+        )  # fmt: skip
 
     def for_evaluation(self) -> TaskOptions:
         """The same with every label, without dropout, with at most 3 entities (Sec. 4)."""

@@ -18,15 +18,17 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from unigs.data import UniGSData, stack_samples
+from unigs.batches import stack_samples
+from unigs.data import UniGSData
 from unigs.latents import NAME, RUN, WINDOWS, Precision, encode_row, name_key, refuse_other
+from unigs.loaders import GuardedLoader
 from unigs.locks import FolderBusy
 from unigs.records import Batch, Skips, UnigsError
 from unigs.shards.files import read_json, tell_in_words
 from unigs.shards.manifest import count_shards, name_folder, name_shard
 from unigs.shards.merge import SOURCE_NAME, merge_folders
 from unigs.shards.write import find_receipt, write_source
-from unigs.streams import CollateMade, GuardedLoader
+from unigs.streams import CollateMade
 from unigs.systems.system import System
 from unigs.verbs.fit import make_cli
 from unigs.windows import WindowPictures, encode_window

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unigs.data import stack_samples
+from unigs.batches import stack_samples
 from unigs.outputs import Found
 from unigs.records import Prediction, TaskSample, UnigsError
 from unigs.systems.clips import ClipState

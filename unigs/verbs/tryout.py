@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unigs.data import stack_samples
+from unigs.batches import stack_samples
 from unigs.evaluation.judging import sheet_row
 from unigs.files import write_bytes
 from unigs.images import encode_image
