@@ -160,7 +160,12 @@ class VQ(Learner):
         return self.hparams
 
     def setup(self, stage: str) -> None:
-        """Choose the colours that GSS will choose for these data."""
+        """Choose the colours that GSS will choose for these data.
+
+        Raises:
+            UnigsError: a precision or a strategy that no learner takes.
+        """
+        super().setup(stage)
         self._seen = None
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         table = list_classes(data.select_sources(data.train_split)[0])
