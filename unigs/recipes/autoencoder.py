@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from unigs.codec import Palette, encode_colormap
+from unigs.noise import key_generators
 from unigs.records import Batch
 from unigs.systems.joint.base import load_vae
 from unigs.systems.joint.presets import vae_config
@@ -96,12 +97,24 @@ class Autoencoder(Learner):
         colormap = encode_colormap(batch.labels, self.palette, seeds=batch.index.tolist())
         target = to_signed(torch.cat([batch.image, colormap]))  # [2B, 3, H, W]
         posterior = self.vae.encode(target).latent_dist
-        latent = posterior.sample() if sample else posterior.mode()
-        if sample and self.hp.latent_noise:
-            share = torch.rand(len(latent), 1, 1, 1, device=latent.device)
-            noise = self.hp.latent_noise * latent.detach().std() * share
-            latent = latent + noise * torch.randn_like(latent)
+        latent = self._sample(batch, posterior) if sample else posterior.mode()
         return target, posterior, self.vae.decode(latent).sample
+
+    def _sample(self, batch: Batch, posterior) -> torch.Tensor:
+        """A draw of the posterior, noisy where that is asked for, keyed by seed and index."""
+        indices = batch.index.tolist()
+        keyed = [
+            one
+            for purpose in ("picture", "colormap")
+            for one in key_generators(batch.seed, indices, purpose)
+        ]
+        latent = posterior.sample(keyed)
+        if not self.hp.latent_noise:
+            return latent
+        share = torch.stack([torch.rand(1, 1, 1, generator=one) for one in keyed])
+        noise = torch.stack([torch.randn(latent.shape[1:], generator=one) for one in keyed])
+        level = self.hp.latent_noise * latent.detach().std()
+        return latent + level * (share * noise).to(latent)
 
     def on_validation_epoch_start(self) -> None:
         self._latent_stds = []

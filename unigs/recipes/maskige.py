@@ -133,8 +133,9 @@ class Maskige(Learner):
         away = maskige[:, None] - self.palette.weight[:, :, None, None]  # [B, K + 1, 3, H, W]
         return -SHARPNESS * away.square().sum(2)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Colours stay in range."""
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """Colours stay in range: inside of the step, before anybody saves or averages them."""
+        super().optimizer_step(*args, **options)
         with torch.no_grad():
             self.palette.weight.clamp_(-1, 1)
 
