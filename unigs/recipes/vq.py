@@ -12,6 +12,7 @@ arXiv 2005.08520). All draws are keyed, and all ranks move the same codes onto t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from unigs.codec.maskige import paint_maskige, read_maskige
 from unigs.noise import key_generators
+from unigs.recipes.maker import Maker
 from unigs.records import Batch
 from unigs.systems.gss.painting import Colours, choose_painting
 from unigs.systems.pixels import resize_labels, to_signed, to_uint8
-from unigs.systems.system import Learner, cycle_rate
+from unigs.systems.system import cycle_rate
 from unigs.tasks import list_classes
 
 CODES, CHANNELS, LATENT = 512, (16, 32, 64), 16
@@ -115,7 +117,7 @@ def measure_reading(pixels: Tensor, classes: Tensor, palette: Tensor) -> Tensor:
     return F.cross_entropy(-away / TEMPERATURE, classes)
 
 
-class VQ(Learner):
+class VQ(Maker):
     """Train a small ``VQModel``.
 
     Args:
@@ -130,6 +132,8 @@ class VQ(Learner):
             last quarter, so that the codebook settles.
         out: folder to save to, half precision.
     """
+
+    PARTS = ("config.json", "diffusion_pytorch_model.safetensors")
 
     def __init__(
         self,
@@ -153,11 +157,6 @@ class VQ(Learner):
         self.palette: Any = None
         self.register_buffer("used", torch.zeros(CODES, dtype=torch.bool))
         self._seen: Tensor | None = None
-
-    @property
-    def hp(self) -> Any:
-        """The constructor's arguments."""
-        return self.hparams
 
     def setup(self, stage: str) -> None:
         """Choose the colours that GSS will choose for these data.
@@ -238,13 +237,11 @@ class VQ(Learner):
         right = found == read_maskige(maskige, self.palette)
         self.log("val/right", right.float().mean(), prog_bar=True, batch_size=len(batch))
 
-    def on_train_end(self) -> None:
-        """Save, at half precision."""
-        if self.global_rank == 0:
-            Path(self.hp.out).mkdir(parents=True, exist_ok=True)
-            self.vq.register_to_config(_name_or_path="")
-            self.vq.half().save_pretrained(self.hp.out)
-            print(f"saved the posterior to {self.hp.out}")
+    def save_parts(self, folder: Path) -> str:
+        """The network at half precision."""
+        self.vq.register_to_config(_name_or_path="")
+        deepcopy(self.vq).half().save_pretrained(folder)
+        return "the posterior"
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return cycle_rate(self, self.hp.learning_rate, self.hp.total_steps, 0.05)
