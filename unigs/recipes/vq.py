@@ -135,6 +135,9 @@ class VQ(Maker):
 
     PARTS = ("config.json", "diffusion_pytorch_model.safetensors")
 
+    used: Tensor
+    """Codes that were nearest to something since the last revival, on any rank; bool [CODES]."""
+
     def __init__(
         self,
         learning_rate: float = 2e-3,
@@ -217,7 +220,8 @@ class VQ(Maker):
         checkpoint inside of it, moves the same codes to the same places.
         """
         self.log("train/used", self.used.float().mean(), batch_size=len(latents))
-        cells = self.all_gather(latents.detach().movedim(1, -1).flatten(0, 2))  # [(ranks,) M, C]
+        cells: Any = latents.detach().movedim(1, -1).flatten(0, 2)  # [M, C]
+        cells = self.all_gather(cells)  # [M, C], of many ranks [R, M, C]
         codebook = self.vq.quantize.embedding.weight
         revive_codes(codebook, self.used, cells.flatten(0, -2), generator)
 
