@@ -26,6 +26,7 @@ from PIL import Image
 from unigs.codec.maskige import paint_maskige, read_maskige
 from unigs.evaluation.fingerprint import describe_predictor
 from unigs.metrics.panoptic import PanopticEntityQuality
+from unigs.noise import key_generators
 from unigs.recipes.vq import VQ, crop_randomly, measure_reading, paint_randomly, revive_codes
 from unigs.records import UnigsError
 from unigs.synthetic.scenes import STUFF_IDS, THING_IDS, draw_scene, scene_seed
@@ -347,21 +348,22 @@ def test_a_missing_folder_or_another_task_is_named(shards, vq_folder, tmp_path):
 
 
 def test_dead_codes_move_onto_latents_and_used_ones_stay():
-    codebook = torch.zeros(4, 2)
-    latents = torch.full((1, 2, 3, 3), 7.0)
-    assert revive_codes(codebook, torch.tensor([True, False, True, False]), latents) == 2
+    codebook, cells = torch.zeros(4, 2), torch.full((9, 2), 7.0)
+    used = torch.tensor([True, False, True, False])
+    revive_codes(codebook, used, cells, torch.Generator())
     assert codebook[:, 0].tolist() == [0, 7, 0, 7]
 
 
 def test_random_maskiges_keep_shapes_and_crops_are_squares():
     torch.manual_seed(0)
     labels = torch.randint(3, (2, 8, 8), dtype=torch.int32)
-    maskige = paint_randomly(labels, choose_painting(TABLE, "farthest").palette)
+    palette, keyed = choose_painting(TABLE, "farthest").palette, key_generators(0, [0, 1], "x")
+    maskige = paint_randomly(labels, palette, keyed)
     for k in range(3):
         colours = maskige[1].movedim(0, -1)[labels[1] == k]
         assert len(colours.unique(dim=0)) == 1
-    assert crop_randomly(maskige, 4).shape == (2, 3, 4, 4)
-    assert torch.equal(crop_randomly(maskige, 20), maskige)
+    assert crop_randomly(maskige, 4, keyed[0]).shape == (2, 3, 4, 4)
+    assert torch.equal(crop_randomly(maskige, 20, keyed[0]), maskige)
 
 
 def test_reading_costs_nothing_of_right_colours_and_much_of_others():
@@ -376,7 +378,6 @@ def test_reading_costs_nothing_of_right_colours_and_much_of_others():
 
 def test_latents_stay_as_they_are_until_the_codebook_begins(monkeypatch):
     model = VQ(total_steps=8, quantize_after=4)
-    monkeypatch.setattr(VQ, "revive", lambda *_: None)
     latents = torch.randn(1, 16, 2, 2)
     for step, same in ((3, True), (4, False)):
         monkeypatch.setattr(VQ, "global_step", step)

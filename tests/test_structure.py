@@ -200,3 +200,36 @@ def test_loader_processes_are_guarded(path):
     """Those of a stock loader end with any signal to the process group, and the run with them."""
     calls = [node for node in ast.walk(read_tree(path)) if isinstance(node, ast.Call)]
     assert not [node for node in calls if ast.unparse(node.func).endswith("DataLoader")]
+
+
+# Their caller gave a new or a temp folder, or the data set gets a marker once it is whole.
+WRITERS = {
+    "demo/examples.py:_draw_example",
+    "evaluation/protocol.py:write_protocol",
+    "recipes/autoencoder.py:save_parts",
+    "recipes/judge.py:save_parts",
+    "recipes/vq.py:save_parts",
+    "synthetic/layouts.py:save_bytes",
+    "synthetic/layouts.py:write_datasets",
+    "systems/joint/presets.py:write_configs",
+}
+
+
+def list_writers(path: Path) -> set[str]:
+    """Functions that write a file or a folder outside of a ``with new_file`` or ``new_folder``."""
+    found = set()
+    for function in ast.walk(read_tree(path)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+        names = {ast.unparse(call.func).rpartition(".")[2] for call in calls}
+        writes = {"write_text", "write_bytes", "save_pretrained"} & {
+            call.func.attr for call in calls if isinstance(call.func, ast.Attribute)
+        }
+        if writes and not names & {"new_file", "new_folder", "TemporaryDirectory"}:
+            found.add(f"{path.relative_to(ROOT)}:{function.name}")
+    return found
+
+
+def test_what_is_written_is_whole_or_not_at_all():
+    assert set().union(*map(list_writers, MODULES)) - WRITERS == set()

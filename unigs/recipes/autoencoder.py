@@ -6,19 +6,21 @@ and lets the quickstart and the benchmark run without a download. Not needed for
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from unigs.codec import Palette, encode_colormap
+from unigs.noise import key_generators
+from unigs.recipes.maker import Maker
 from unigs.records import Batch
 from unigs.systems.joint.base import load_vae
 from unigs.systems.joint.presets import vae_config
 from unigs.systems.pixels import to_signed
-from unigs.systems.system import Learner, cycle_rate
+from unigs.systems.system import cycle_rate
 
 
 def edge_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -28,7 +30,7 @@ def edge_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return down.abs().mean() + across.abs().mean()
 
 
-class Autoencoder(Learner):
+class Autoencoder(Maker):
     """Train the preset ``tiny`` of ``AutoencoderKL``.
 
     Args:
@@ -44,6 +46,8 @@ class Autoencoder(Learner):
             the decoder sees; a denoiser's latents are not exact either.
         out: folder to save the trained autoencoder to, half precision.
     """
+
+    PARTS = ("config.json", "diffusion_pytorch_model.safetensors")
 
     def __init__(
         self,
@@ -69,12 +73,6 @@ class Autoencoder(Learner):
         if freeze_encoder:
             self.vae.encoder.requires_grad_(False)
             self.vae.quant_conv.requires_grad_(False)
-        self._latent_stds: list[float] = []
-
-    @property
-    def hp(self) -> Any:
-        """The constructor's arguments."""
-        return self.hparams
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Absolute error plus edges plus KL, on pictures and colormaps in equal parts."""
@@ -85,37 +83,58 @@ class Autoencoder(Learner):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Root mean squared error in units of 0..255, and the latent's spread for the scale."""
-        target, posterior, output = self._pass(batch, sample=False)
+        """Root mean squared error in units of 0..255."""
+        target, _, output = self._pass(batch, sample=False)
         picture, colormap = ((output - target) * 127.5).square().chunk(2)
         self.log("val/picture_rmse", picture.mean().sqrt(), batch_size=len(batch))
         self.log("val/colormap_rmse", colormap.mean().sqrt(), batch_size=len(batch))
-        self._latent_stds.append(float(posterior.mode().std()))
 
-    def _pass(self, batch: Batch, sample: bool):
+    def _encode(self, batch: Batch):
         colormap = encode_colormap(batch.labels, self.palette, seeds=batch.index.tolist())
         target = to_signed(torch.cat([batch.image, colormap]))  # [2B, 3, H, W]
-        posterior = self.vae.encode(target).latent_dist
-        latent = posterior.sample() if sample else posterior.mode()
-        if sample and self.hp.latent_noise:
-            share = torch.rand(len(latent), 1, 1, 1, device=latent.device)
-            noise = self.hp.latent_noise * latent.detach().std() * share
-            latent = latent + noise * torch.randn_like(latent)
+        return target, self.vae.encode(target).latent_dist
+
+    def _pass(self, batch: Batch, sample: bool):
+        target, posterior = self._encode(batch)
+        latent = self._sample(batch, posterior) if sample else posterior.mode()
         return target, posterior, self.vae.decode(latent).sample
 
-    def on_validation_epoch_start(self) -> None:
-        self._latent_stds = []
+    def _sample(self, batch: Batch, posterior) -> torch.Tensor:
+        """A draw of the posterior, noisy where that is asked for, keyed by seed and index."""
+        indices = batch.index.tolist()
+        keyed = [
+            one
+            for purpose in ("picture", "colormap")
+            for one in key_generators(batch.seed, indices, purpose)
+        ]
+        latent = posterior.sample(keyed)
+        if not self.hp.latent_noise:
+            return latent
+        share = torch.stack([torch.rand(1, 1, 1, generator=one) for one in keyed])
+        noise = torch.stack([torch.randn(latent.shape[1:], generator=one) for one in keyed])
+        level = self.hp.latent_noise * latent.detach().std()
+        return latent + level * (share * noise).to(latent)
 
-    def on_train_end(self) -> None:
-        """Save with the scale that gives latents a unit spread, as Stable Diffusion's has."""
+    def save_parts(self, folder: Path) -> str:
+        """The network at half precision, with its scale."""
         scale = self.vae.config.scaling_factor
         if not self.hp.freeze_encoder:
-            scale = len(self._latent_stds) / sum(self._latent_stds)
+            scale = self.measure_scale()
         self.vae.register_to_config(scaling_factor=scale, _name_or_path="")
-        if self.global_rank == 0:
-            Path(self.hp.out).mkdir(parents=True, exist_ok=True)
-            self.vae.half().save_pretrained(self.hp.out)
-            print(f"saved the autoencoder, scale {scale:.4f}, to {self.hp.out}")
+        deepcopy(self.vae).half().save_pretrained(folder)
+        return f"the autoencoder, scale {scale:.4f},"
+
+    @torch.no_grad()
+    def measure_scale(self) -> float:
+        """What gives latents of the validation set a unit spread, as Stable Diffusion's have.
+
+        Of the weights as they are at the end: a last validation may be older, or cut off.
+        """
+        spreads = []
+        for batch in self.trainer.datamodule.val_dataloader():  # type: ignore[attr-defined]
+            _, posterior = self._encode(batch)
+            spreads.append(float(posterior.mode().std()))
+        return len(spreads) / sum(spreads)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return cycle_rate(self, self.hp.learning_rate, self.hp.total_steps, 0.05)

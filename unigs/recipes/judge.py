@@ -7,6 +7,7 @@ of the data it was trained on and no others; what it makes of real ones is its c
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from transformers import (
 
 from unigs.data import UniGSData
 from unigs.metrics.classes import SemanticQuality
+from unigs.recipes.maker import Maker
 from unigs.records import Batch, UnigsError
 from unigs.systems.balance import balance_sizes
 from unigs.systems.pixels import to_signed
-from unigs.systems.system import Learner, cycle_rate
+from unigs.systems.system import cycle_rate
 from unigs.tasks import UNKNOWN, ClassTable, list_classes, paint_classes
 
 ENLARGE = 2
@@ -86,7 +88,7 @@ def build_processor(side_px: int) -> SegformerImageProcessorPil:
     )
 
 
-class Judge(Learner):
+class Judge(Maker):
     """Train UperNet over a ResNet from random weights.
 
     Args:
@@ -95,6 +97,8 @@ class Judge(Learner):
         width: channels of the first stage; see :func:`build_network`.
         out: folder to save the trained network to.
     """
+
+    PARTS = ("config.json", "model.safetensors", "preprocessor_config.json")
 
     def __init__(
         self,
@@ -107,11 +111,6 @@ class Judge(Learner):
         self.save_hyperparameters()
         self.network: Any = None
         self.quality: Any = None
-
-    @property
-    def hp(self) -> Any:
-        """The constructor's arguments."""
-        return self.hparams
 
     @property
     def data(self) -> UniGSData:
@@ -161,13 +160,12 @@ class Judge(Learner):
             self.log(f"val/{name}", value, prog_bar=True, rank_zero_only=True)
         self.quality.reset()
 
-    def on_train_end(self) -> None:
-        """Save network and image processor; the folder loads without this package."""
-        if self.global_rank == 0:
-            self.network.config._name_or_path = ""
-            self.network.save_pretrained(self.hp.out)
-            build_processor(self.data.tasks.resolution_px).save_pretrained(self.hp.out)
-            print(f"saved the judge of {len(self.quality.table)} classes to {self.hp.out}")
+    def save_parts(self, folder: Path) -> str:
+        """Network and image processor; the folder loads without this package."""
+        self.network.config._name_or_path = ""
+        self.network.save_pretrained(folder)
+        build_processor(self.data.tasks.resolution_px).save_pretrained(folder)
+        return f"the judge of {len(self.quality.table)} classes"
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return cycle_rate(self, self.hp.learning_rate, self.hp.total_steps, 0.1)

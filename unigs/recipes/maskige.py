@@ -7,6 +7,7 @@ reading stays as it is.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from unigs.metrics.classes import SemanticQuality
 from unigs.noise import draw_gumbel
+from unigs.recipes.maker import Maker
 from unigs.records import Batch
 from unigs.systems.gss.coder import Coder, resize_maskige, save_coder
 from unigs.systems.gss.module import measure_pixels
@@ -22,14 +24,15 @@ from unigs.systems.gss.painting import choose_painting, keep_colours, number_pix
 from unigs.systems.gss.posterior import load_posterior
 from unigs.systems.gss.readers import ConvReader
 from unigs.systems.pixels import resize_labels, to_signed, to_uint8
-from unigs.systems.system import Learner, cycle_rate
+from unigs.systems.system import cycle_rate
 from unigs.tasks import UNKNOWN, list_classes
+from unigs.weights import check_target
 
 SHARPNESS = 8.0
 """Logits of the nearest colour are minus so many times its squared distance, on -1..1."""
 
 
-class Maskige(Learner):
+class Maskige(Maker):
     """Learn to paint and to read class maps through a frozen posterior.
 
     Args:
@@ -63,11 +66,6 @@ class Maskige(Learner):
         self.trained: Any = None
         self.posterior: Any = None
         self.quality: Any = None
-
-    @property
-    def hp(self) -> Any:
-        """The constructor's arguments."""
-        return self.hparams
 
     def configure_model(self) -> None:
         """Load the posterior, and build what is trained for the classes of the data; once."""
@@ -133,8 +131,9 @@ class Maskige(Learner):
         away = maskige[:, None] - self.palette.weight[:, :, None, None]  # [B, K + 1, 3, H, W]
         return -SHARPNESS * away.square().sum(2)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Colours stay in range."""
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """Colours stay in range: inside of the step, before anybody saves or averages them."""
+        super().optimizer_step(*args, **options)
         with torch.no_grad():
             self.palette.weight.clamp_(-1, 1)
 
@@ -158,11 +157,18 @@ class Maskige(Learner):
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in weights.items() if k.startswith("trained.")}
 
-    def on_train_end(self) -> None:
+    def check_out(self) -> None:
+        """Refuse to replace anything but a model's folder.
+
+        Raises:
+            UnigsError: something else lies there.
+        """
+        check_target(Path(self.hp.out))
+
+    def write_out(self) -> None:
         """Save painting, posterior and reader."""
-        if self.global_rank == 0:
-            save_coder(self.make_coder().eval(), self.hp.variant, self.hp.out)
-            print(f"saved the maskige of {self.hp.variant} to {self.hp.out}")
+        save_coder(self.make_coder().eval(), self.hp.variant, self.hp.out)
+        print(f"saved the maskige of {self.hp.variant} to {self.hp.out}")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return cycle_rate(self.trained, self.hp.learning_rate, self.hp.total_steps, 0.05)
