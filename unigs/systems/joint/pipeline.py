@@ -176,9 +176,13 @@ class UniGSPipeline(DiffusionPipeline):
         Args:
             task: ``inpainting``, ``synthesis``, ``referring`` or ``entity``.
             image: PIL picture, array [H, W, 3], tensor [3, H, W], a list or a batch of them; all
-                tasks but synthesis need it. Floats are 0..1, or -1..1 if any is below 0.
-            mask_image: white is to be filled or searched; inpainting needs it.
-            labels: whole numbers [H, W], the entities to draw, 0 = nothing; synthesis needs it.
+                tasks but synthesis need it. PIL is turned as its EXIF tag asks, as are mask and
+                labels. Floats are 0..1, or -1..1 if any is below 0.
+            mask_image: what is brighter than half is to be filled or searched, or what is
+                transparent, if PIL holds a picture with a hole; inpainting needs it, referring may
+                have it.
+            labels: PIL label map or whole numbers [H, W], the entities to draw, each value but 0
+                or black one of them; synthesis needs it.
             prompt: bare words, such as ``star``, or a whole prompt of the task (``referring: find
                 star.``); one for all pictures, or one each.
             num_images_per_prompt: answers a picture, of as many noises.
@@ -196,8 +200,8 @@ class UniGSPipeline(DiffusionPipeline):
             ``UniGSOutput``, in the order of the pictures, at their sizes.
 
         Raises:
-            UnigsError: an unknown task or option, an input that is missing or of a form that is not
-                read, steps that no solver can run.
+            UnigsError: an unknown task or option, an input that is missing, that the task would
+                ignore or that is of a form that is not read, steps that no solver can run.
         """
         if output_type not in OUTPUT_TYPES:
             raise UnigsError(
