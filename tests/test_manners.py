@@ -15,6 +15,7 @@ from unigs.records import UnigsError, UnigsWarning
 from unigs.systems.joint.folders import fetch_pipeline, is_hub_id
 from unigs.systems.joint.manners import gather_asked, to_labels, to_mask, to_pixels, write_words
 from unigs.systems.joint.pipeline import UniGSPipeline
+from unigs.systems.joint.predictor import JointPredictor
 from unigs.systems.sampling import Sampling
 from unigs.verbs.request import number_entities, read_mask, read_pixels, read_values
 
@@ -324,3 +325,26 @@ def test_a_picture_that_cannot_be_decoded_is_told_in_words(tmp_path):
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(UnigsError, match=r"expected a readable picture, .*, at image"):
         to_pixels(Image.open(path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e39, 10**400])
+@pytest.mark.parametrize("name", ["guidance_scale", "entity_guidance_scale"])
+def test_guidance_that_is_not_finite_is_refused(name, value):
+    with pytest.raises(UnigsError, match=f"expected a finite number, got .*, at sampling.{name}"):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "bad", [{"num_inference_steps": 100_000}, {"num_inference_steps": 7, "solver": "ddim"}]
+)
+def test_steps_that_no_run_can_use_are_refused_before_pictures_are_read(pipeline, bad):
+    with pytest.raises(UnigsError, match=r"at sampling\.num_inference_steps"):
+        pipeline("entity", "no picture", **bad)
+    with pytest.raises(UnigsError, match=r"at sampling\.num_inference_steps"):
+        JointPredictor(pipeline, sampling=Sampling(**bad))
+
+
+def test_what_is_decoded_to_no_finite_pixels_is_told_in_words(pipeline):
+    spoil = lambda pipe, step, timestep, given: {"latents": given["latents"] * float("nan")}
+    with pytest.raises(UnigsError, match="expected finite pixels, got NaN or infinity"):
+        pipeline("entity", PIXELS, callback_on_step_end=spoil, **STEPS)
