@@ -12,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from unigs.inputs import understand_mask
 from unigs.pictures import draw_sheet
 from unigs.records import TASKS, UnigsError, UnigsWarning, show
 from unigs.report import write_report
 from unigs.systems.joint.tokens import find_cut
 from unigs.systems.sampling import Sampling
 from unigs.tasks import RECIPES, write_prompt
-from unigs.verbs.request import check_request, read_mask, read_request, understand_mask
+from unigs.verbs.request import check_request, read_mask, read_request
 
 SIZE = (40, 56)
 HOLE = np.zeros(SIZE, bool)
@@ -96,12 +97,11 @@ def test_noise_of_jpeg_moves_the_border_by_a_pixel_at_most(tmp_path, quality):
 
 def test_float_masks_are_read_by_their_range_and_refused_where_not_finite(tmp_path):
     for top in (1.0, 255.0):
-        Image.fromarray(paint(top, 0.1, np.float32)).save(tmp_path / "mask.tiff")
-        mask, _ = understand_mask((tmp_path / "mask.tiff").read_bytes())
+        mask, _ = understand_mask(Image.fromarray(paint(top, 0.1, np.float32)))
         np.testing.assert_array_equal(mask, HOLE)
     Image.fromarray(paint(np.nan, 0, np.float32)).save(tmp_path / "mask.tiff")
-    with pytest.raises(UnigsError, match="finite"):
-        understand_mask((tmp_path / "mask.tiff").read_bytes())
+    with pytest.raises(UnigsError, match=r"finite.*mask\.tiff"):
+        read_mask(tmp_path / "mask.tiff", SIZE)
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,12 @@ import pytest
 import torch
 from PIL import Image
 
+from unigs.images import open_image
+from unigs.inputs import understand_mask
 from unigs.records import UnigsError
 from unigs.systems.joint.base import load_components
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.load import load_system
-from unigs.verbs.request import understand_mask
 
 pytestmark = pytest.mark.slow
 
@@ -158,7 +159,9 @@ def test_damaged_masks_are_refused_in_words():
     def attempt(rng: random.Random, number: int) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            mask, words = understand_mask(mutate_bytes(rng.choice(files), rng))
+            with open_image(mutate_bytes(rng.choice(files), rng)) as image:
+                image.load()
+                mask, words = understand_mask(image)
         assert mask.dtype == bool
         assert mask.ndim == 2
         assert words

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
-from PIL import Image
+from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 
 from unigs.records import UnigsError, UnigsWarning
 from unigs.systems.joint.folders import fetch_pipeline, is_hub_id
-from unigs.systems.joint.manners import to_mask, to_pixels, write_words
+from unigs.systems.joint.manners import gather_asked, to_labels, to_mask, to_pixels, write_words
 from unigs.systems.joint.pipeline import UniGSPipeline
+from unigs.systems.joint.predictor import JointPredictor
 from unigs.systems.sampling import Sampling
+from unigs.verbs.request import number_entities, read_mask, read_pixels, read_values
 
 STEPS = {"num_inference_steps": 2}
 PIXELS = torch.randint(0, 256, (3, 40, 56), generator=torch.Generator().manual_seed(0)).byte()
@@ -26,6 +28,8 @@ FORMS = {
     "floats": ARRAY.astype(np.float32) / 255,
     "tensor": PIXELS,
     "signed": PIXELS.float() / 127.5 - 1,
+    "16 bits": ARRAY.astype(">u2"),
+    "a view": ARRAY[:, ::-1].copy()[:, ::-1],
     "list": [Image.fromarray(ARRAY)],
     "batch": PIXELS[None],
 }
@@ -96,6 +100,7 @@ def test_bare_words_get_the_tasks_template_and_whole_prompts_stay():
     assert write_words("referring", "star", 2) == [("referring: find star.", "star")] * 2
     assert write_words("referring", "referring: find it.", 1) == [("referring: find it.", "")]
     assert write_words("entity", None, 1) == [("panoptic: all entities.", "")]
+    assert write_words("entity", "panoptic: things.", 1) == [("panoptic: things.", "")]
     for bad in (None, "", "  ", [None]):
         with pytest.raises(UnigsError, match="expected words for synthesis"):
             write_words("synthesis", bad, 1)
@@ -197,22 +202,45 @@ def test_a_hub_is_asked_for_an_id_and_never_for_a_path(monkeypatch, tmp_path):
         UniGSPipeline.from_pretrained("runs/no/pipeline")
 
 
+HOLE = {"task": "inpainting", "prompt": "star"}
+DRAW = {"task": "synthesis", "prompt": "star", "image": None, "labels": np.ones((4, 4), int)}
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         ({"task": "draw"}, "expected a task of .*, got 'draw'"),
-        ({"image": None}, "expected an image for entity, got none"),
+        ({"image": None}, "expected image for entity, got none"),
+        ({"image": []}, "expected a picture or a label map for entity, got an empty list"),
         ({"task": "synthesis", "image": None, "prompt": "star"}, "expected labels for synthesis"),
         ({"image": "scene.png"}, "expected a PIL picture, an array or a tensor, got str, at image"),
-        ({"image": ARRAY / 1}, r"expected pixels in -1..1, as they are torch.float64"),
+        ({"image": ARRAY / 1}, r"expected pixels in -1..1, as they are float64"),
+        ({"image": ARRAY > 9}, r"expected pixels in 0..255, as they are bool, got bool, at image"),
+        ({"image": [ARRAY, ARRAY.astype(np.uint16) * 9]}, r"in 0..255, .*uint16, .* at image\[1\]"),
+        ({"image": ARRAY.astype(complex)}, "floats or bool, got complex128, at image"),
+        ({"image": ARRAY.astype(str)}, "whole numbers, floats or bool, got <U3, at image"),
+        ({"image": ARRAY[:4]}, "at most 8 times as long as wide, got 56 x 4 px, at image"),
+        ({"image": Image.new("F", (9, 9), 2)}, "picture of floats outside of 0..1 .*, at image"),
+        ({"generator": 42}, "expected a torch.Generator, .*, got 42, at generator"),
+        ({"prompt": "star"}, "expected no words for entity, .* got 'star', at prompt"),
+        ({"labels": ARRAY[..., 0]}, "expected no labels for entity, got ndarray"),
+        ({"mask_image": ARRAY[..., 0]}, "expected no mask_image for entity, got ndarray"),
         ({"image": PIXELS[:2]}, r"expected a picture of three colours, .* got \[2, 40, 56\]"),
         ({"num_inference_step": 3}, "did you mean num_inference_steps"),
         ({"num_images_per_prompt": 0}, "expected 1 or more, got 0, at num_images_per_prompt"),
         ({"generator": [torch.Generator()] * 2}, "expected 1 generators, one per answer, got 2"),
-        ({"mask_image": np.zeros((40, 56))}, "expected white where it is to be filled, got none"),
-        ({"mask_image": np.zeros(4)}, r"expected a mask \[H, W\]"),
-        ({"mask_image": [np.ones((40, 56))] * 2}, "expected 1 masks, one per picture, got 2"),
-        ({"task": "synthesis", "labels": np.ones((4, 4)), "prompt": "x"}, "expected a label map"),
+        ({"task": "inpainting", "prompt": "x"}, "expected mask_image for inpainting, got none"),
+        ({**HOLE, "mask_image": np.zeros((40, 56))}, "with white where to work, got only black"),
+        ({**HOLE, "mask_image": np.ones((40, 56))}, "with black where to keep, got only white"),
+        ({**HOLE, "mask_image": np.ones((9, 9))}, "56 x 40 px, got 9 x 9 px, at mask_image"),
+        ({**HOLE, "mask_image": np.full((40, 56), -1)}, "expected a mask of 0 or more, got -1"),
+        ({**HOLE, "mask_image": np.full((40, 56), np.nan)}, "mask not finite .*, at mask_image"),
+        ({**HOLE, "mask_image": np.zeros(4)}, r"expected a mask \[H, W\]"),
+        ({**HOLE, "mask_image": [np.eye(40, 56)] * 2}, "expected 1 masks, one per picture, got 2"),
+        ({**DRAW, "labels": np.ones((4, 4))}, "expected a label map"),
+        ({**DRAW, "labels": np.zeros((4, 4), int)}, "synthesise, got only black, 0, at labels"),
+        ({**DRAW, "labels": np.ones((4, 40), int)}, "times as long as wide, got 40 x 4 px, at lab"),
+        ({**DRAW, "image": ARRAY}, "expected no image for synthesis, got ndarray"),
     ],
 )  # fmt: skip
 def test_what_is_not_read_is_told_in_words(pipeline, call, words):
@@ -222,6 +250,101 @@ def test_what_is_not_read_is_told_in_words(pipeline, call, words):
 
 def test_masks_are_cut_at_a_half():
     shades = np.array([[0, 127, 128, 255]], np.uint8)
-    for given in (shades, Image.fromarray(shades), torch.from_numpy(shades) / 255, shades > 127):
-        assert to_mask(given).tolist() == [[[False, False, True, True]]]
+    for given in (
+        shades, shades.astype(int), shades.astype(np.uint16) * 257, shades[:, ::-1][:, ::-1],
+        shades > 127, shades[None] / 255, Image.fromarray(shades), torch.from_numpy(shades) / 255,
+    ):  # fmt: skip
+        chosen, told = to_mask(given)
+        assert chosen.tolist() == [[False, False, True, True]]
+        assert told
     assert to_pixels(Image.fromarray(shades).convert("RGBA")).shape == (3, 1, 4)
+
+
+def sideways(picture: Image.Image) -> Image.Image:
+    picture.getexif()[ExifTags.Base.Orientation] = 6
+    return picture
+
+
+def layer(hole: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.dstack([ARRAY, np.where(hole, 0, 255).astype(np.uint8)]))
+
+
+GREY = ARRAY[..., 0]
+PICTURES = {
+    "colours": Image.fromarray(ARRAY),
+    "16 bits": Image.fromarray(GREY.astype(np.uint16) * 257),
+    "floats": Image.fromarray(GREY.astype(np.float32) / 255),
+    "palette": Image.fromarray(ARRAY).quantize(9),
+    "alpha": layer(GREY > 99),
+    "one bit": Image.fromarray(GREY).convert("1"),
+    "held by its side": sideways(Image.fromarray(ARRAY)),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_python_reads_pictures_as_the_verbs_read_their_files(tmp_path, kind):
+    """As picture, as label map and as mask, saved or opened again."""
+    given = PICTURES[kind]
+    path = tmp_path / f"given.{'tiff' if given.mode == 'F' else 'png'}"
+    given.save(path, exif=given.getexif())
+    for picture in (given, Image.open(path)):
+        np.testing.assert_array_equal(to_pixels(picture), read_pixels(path))
+        np.testing.assert_array_equal(to_labels(picture), number_entities(read_values(path)))
+        chosen, _ = to_mask(picture)
+        np.testing.assert_array_equal(chosen, read_mask(path, chosen.shape))
+
+
+def test_deep_pictures_keep_their_greys_and_holes_are_where_a_picture_is_transparent():
+    for kind in ("16 bits", "floats"):
+        np.testing.assert_array_equal(to_pixels(PICTURES[kind])[0], GREY)
+    np.testing.assert_array_equal(to_mask(PICTURES["alpha"])[0], GREY > 99)
+    np.testing.assert_array_equal(to_pixels(PICTURES["held by its side"])[0], np.rot90(GREY, -1))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.int16, np.uint64, bool])
+def test_label_maps_of_any_whole_numbers_name_the_same_entities(kind):
+    values = np.array([[0, 1, 0], [1, 1, 0]]).astype(kind)
+    for given in (values, values[:, ::-1].copy()[:, ::-1], torch.from_numpy(values)):
+        assert to_labels(given).tolist() == [[0, 1, 0], [1, 1, 0]]
+    wide = Image.fromarray(np.array([[0, 300], [40_000, 300]], np.uint16))
+    assert to_labels(wide).tolist() == [[0, 1], [2, 1]]
+
+
+def test_one_mask_serves_pictures_of_one_size_alone():
+    hole = np.eye(40, 56) > 0
+    asked = gather_asked("inpainting", [ARRAY, ARRAY], hole, None, "star", 2, None)
+    assert [one.index for one in asked] == [0, 1, 2, 3]
+    assert all(torch.equal(one.mask, torch.from_numpy(hole)[None]) for one in asked)
+    with pytest.raises(UnigsError, match="32 x 32 px, got 56 x 40 px, at mask_image"):
+        gather_asked("inpainting", [ARRAY, ARRAY[:32, :32]], hole, None, "star", 1, None)
+
+
+def test_a_picture_that_cannot_be_decoded_is_told_in_words(tmp_path):
+    path = tmp_path / "cut.png"
+    Image.fromarray(ARRAY).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(UnigsError, match=r"expected a readable picture, .*, at image"):
+        to_pixels(Image.open(path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e39, 10**400])
+@pytest.mark.parametrize("name", ["guidance_scale", "entity_guidance_scale"])
+def test_guidance_that_is_not_finite_is_refused(name, value):
+    with pytest.raises(UnigsError, match=f"expected a finite number, got .*, at sampling.{name}"):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "bad", [{"num_inference_steps": 100_000}, {"num_inference_steps": 7, "solver": "ddim"}]
+)
+def test_steps_that_no_run_can_use_are_refused_before_pictures_are_read(pipeline, bad):
+    with pytest.raises(UnigsError, match=r"at sampling\.num_inference_steps"):
+        pipeline("entity", "no picture", **bad)
+    with pytest.raises(UnigsError, match=r"at sampling\.num_inference_steps"):
+        JointPredictor(pipeline, sampling=Sampling(**bad))
+
+
+def test_what_is_decoded_to_no_finite_pixels_is_told_in_words(pipeline):
+    spoil = lambda pipe, step, timestep, given: {"latents": given["latents"] * float("nan")}
+    with pytest.raises(UnigsError, match="expected finite pixels, got NaN or infinity"):
+        pipeline("entity", PIXELS, callback_on_step_end=spoil, **STEPS)

@@ -19,6 +19,7 @@ ORDER = [
     ["noise"],
     ["files", "locks", "runs", "signals"],
     ["images", "weights"],
+    ["inputs"],
     ["annotations", "synthetic"],
     ["shards", "remote", "download"],
     ["plan", "loaders"],

@@ -88,10 +88,20 @@ def open_image(data: bytes) -> Iterator[Image.Image]:
     """
     if not data:
         raise UnreadableImage("picture file empty", "0 bytes")
+    with tell_unreadable(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_size(image)
+        yield _turn_back(image) if image.format == "TIFF" else image
+
+
+@contextmanager
+def tell_unreadable() -> Iterator[None]:
+    """PIL's many errors become one.
+
+    Raises:
+        UnreadableImage: whatever else was raised inside, but an error in our own words.
+    """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image)
-            yield _turn_back(image) if image.format == "TIFF" else image
+        yield
     except UnigsError:
         raise
     except Image.DecompressionBombError as error:
@@ -123,7 +133,7 @@ def _count_bytes(image: Image.Image) -> int:
 
 def _turn_back(image: Image.Image) -> Image.Image:
     """PIL turns a TIFF by its tag on loading: the stored pixels again, and the tag."""
-    orientation = _read_orientation(image)
+    orientation = read_orientation(image)
     if orientation == 1:
         return image
     image.load()
@@ -133,7 +143,7 @@ def _turn_back(image: Image.Image) -> Image.Image:
     return stored
 
 
-def _read_orientation(image: Image.Image) -> int:
+def read_orientation(image: Image.Image) -> int:
     """1..8; EXIF that cannot be read says nothing, and the pixels are whole."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
@@ -162,11 +172,15 @@ def decode_picture(data: bytes, at_least_px: tuple[int, int] | None = None) -> I
         if at_least_px is not None:
             image.draft(None, at_least_px)  # type: ignore[arg-type]
         image.load()  # or the pixels would go with the file
-        return _convert(image)
+        return convert_rgb(image)
 
 
-def _convert(image: Image.Image) -> Image.Image:
-    """A loaded picture of any mode as RGB; PIL's own convert would clip deep numbers."""
+def convert_rgb(image: Image.Image) -> Image.Image:
+    """A loaded picture of any mode as RGB; PIL's own convert would clip deep numbers.
+
+    Raises:
+        UnreadableImage: numbers without a known range.
+    """
     if image.mode == "RGB":
         return image
     if image.mode == "F":
@@ -245,7 +259,7 @@ def decode_frames(data: bytes, start: int = 0) -> Iterator[np.ndarray]:
             image.seek(number)
             _check_size(image)
             image.load()
-            yield np.array(_convert(image))
+            yield np.array(convert_rgb(image))
 
 
 def read_header(data: bytes) -> Header:
@@ -259,7 +273,7 @@ def read_header(data: bytes) -> Header:
 
 
 def _describe(image: Image.Image) -> Header:
-    return Header(image.width, image.height, _read_orientation(image), image.format or "")
+    return Header(image.width, image.height, read_orientation(image), image.format or "")
 
 
 def check_image(data: bytes) -> Header:
@@ -273,7 +287,7 @@ def check_image(data: bytes) -> Header:
         image.draft(None, (1, 1))  # type: ignore[arg-type]
         image.load()
         if image.mode not in _PLAIN_MODES:
-            _convert(image)
+            convert_rgb(image)
         return header
 
 

@@ -61,8 +61,9 @@ class Sampling:
         for name, least in LEAST.items():
             value = getattr(self, name)
             whole = type(value) is int or (type(value) is float and least is None)
-            if value is not None and not (whole and (least is None or value >= least)):
-                told = "a number" if least is None else f"a whole number of {least} or more"
+            fits = whole and (abs(value) <= LARGEST if least is None else value >= least)
+            if value is not None and not fits:
+                told = "a finite number" if least is None else f"a whole number of {least} or more"
                 raise UnigsError(f"expected {told}, got {value!r}, at sampling.{name}")
         if not isinstance(self.guided_filter, bool | None):
             raise UnigsError(
@@ -93,6 +94,9 @@ class Sampling:
 
 
 OPTIONS = tuple(field.name for field in fields(Sampling))
+
+LARGEST = 3.4e38
+"""Larger numbers are infinite in float32; NaN is not smaller either."""
 
 LEAST: dict[str, int | None] = {
     "num_inference_steps": 1,

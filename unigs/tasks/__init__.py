@@ -12,6 +12,8 @@ from unigs.tasks.recipes import (
     RECIPES,
     Recipe,
     english_list,
+    list_inputs,
+    list_misfits,
     speak_category,
     write_prompt,
 )
@@ -28,6 +30,8 @@ __all__ = [
     "crop_window",
     "english_list",
     "list_classes",
+    "list_inputs",
+    "list_misfits",
     "make_sample",
     "number_labels",
     "paint_classes",

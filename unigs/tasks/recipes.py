@@ -6,7 +6,7 @@ row: training, sampling, decoding and judging read the same ones, so they cannot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,6 +65,28 @@ RECIPES: dict[str, Recipe] = {
     "entity": Recipe("panoptic: all entities.", "image", "image", False, False, "entity"),
 }  # fmt: skip
 """Table 2. Guidance shifts colours, so tasks that only make a colormap go without."""
+
+
+def list_inputs(task: str) -> tuple[list[str], list[str]]:
+    """Inputs that a task needs and those it may have beside them, by its recipe.
+
+    Of ``image``, ``labels``, ``mask``, ``prompt`` and ``words``.
+    """
+    recipe = RECIPES[task]
+    needs = ["labels" if recipe.context == "colormap" else "image"]
+    takes = ["prompt"]
+    if recipe.draws:
+        takes.append("words")
+    if recipe.local:  # a hole must be given, a place to search may be
+        (needs if recipe.context == "masked image" else takes).append("mask")
+    return needs, takes
+
+
+def list_misfits(task: str, given: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Inputs that a task needs and lacks, and those given that it would ignore."""
+    (needs, takes), names = list_inputs(task), list(given)
+    lacks = [name for name in needs if name not in names]
+    return lacks, [name for name in names if name not in (*needs, *takes)]
 
 
 def english_list(names: Sequence[str]) -> str:

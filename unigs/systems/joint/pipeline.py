@@ -31,7 +31,13 @@ from unigs.systems.joint.denoiser import is_joint
 from unigs.systems.joint.folders import fetch_pipeline, is_hub_id, list_files, read_settings
 from unigs.systems.joint.manners import Asked, gather_asked, stack_asked
 from unigs.systems.joint.output import OUTPUT_TYPES, UniGSOutput, collect_output
-from unigs.systems.joint.sampler import OnStep, draw_ensemble, plan_passes, sample_streams
+from unigs.systems.joint.sampler import (
+    OnStep,
+    check_steps,
+    draw_ensemble,
+    plan_passes,
+    sample_streams,
+)
 from unigs.systems.joint.tokens import check_vocabulary, find_cut
 from unigs.systems.joint.towers import LATENT_CHANNELS, FrozenTowers
 from unigs.systems.pixels import fit_size, resize_labels, resize_pixels
@@ -152,8 +158,14 @@ class UniGSPipeline(DiffusionPipeline):
         return self.unet.config.sample_size * self.towers.factor
 
     def resolve(self, task: str, asked: Sampling | None = None) -> Sampling:
-        """How a task is sampled: as asked, else as this model remembers; see ``Sampling``."""
-        return resolve_sampling(task, asked, self.sampling)
+        """How a task is sampled: as asked, else as this model remembers; see ``Sampling``.
+
+        Raises:
+            UnigsError: steps that no solver can run.
+        """
+        how = resolve_sampling(task, asked, self.sampling)
+        check_steps(self.scheduler, how.solver, how.num_inference_steps)
+        return how
 
     @torch.no_grad()
     def __call__(
@@ -176,9 +188,13 @@ class UniGSPipeline(DiffusionPipeline):
         Args:
             task: ``inpainting``, ``synthesis``, ``referring`` or ``entity``.
             image: PIL picture, array [H, W, 3], tensor [3, H, W], a list or a batch of them; all
-                tasks but synthesis need it. Floats are 0..1, or -1..1 if any is below 0.
-            mask_image: white is to be filled or searched; inpainting needs it.
-            labels: whole numbers [H, W], the entities to draw, 0 = nothing; synthesis needs it.
+                tasks but synthesis need it. PIL is turned as its EXIF tag asks, as are mask and
+                labels. Floats are 0..1, or -1..1 if any is below 0.
+            mask_image: what is brighter than half is to be filled or searched, or what is
+                transparent, if PIL holds a picture with a hole; inpainting needs it, referring may
+                have it.
+            labels: PIL label map or whole numbers [H, W], the entities to draw, each value but 0
+                or black one of them; synthesis needs it.
             prompt: bare words, such as ``star``, or a whole prompt of the task (``referring: find
                 star.``); one for all pictures, or one each.
             num_images_per_prompt: answers a picture, of as many noises.
@@ -196,17 +212,20 @@ class UniGSPipeline(DiffusionPipeline):
             ``UniGSOutput``, in the order of the pictures, at their sizes.
 
         Raises:
-            UnigsError: an unknown task or option, an input that is missing or of a form that is not
-                read, steps that no solver can run.
+            UnigsError: an unknown task or option, an input that is missing, that the task would
+                ignore or that is of a form that is not read, steps that no solver can run.
         """
         if output_type not in OUTPUT_TYPES:
             raise UnigsError(
                 f"expected one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}, at output_type"
             )
+        wanted = read_options(options)
+        if task in RECIPES:
+            self.resolve(task, wanted)  # a bad option is told before pictures are read
         asked = gather_asked(
             task, image, mask_image, labels, prompt, num_images_per_prompt, generator
         )
-        how = self._size_for(task, read_options(options), asked)
+        how = self._size_for(task, wanted, asked)
         by_size: dict[tuple[int, int], list[int]] = {}
         for place, one in enumerate(asked):
             by_size.setdefault(one.size, []).append(place)

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from unigs.codec import Decoder
 from unigs.files import new_folder
-from unigs.records import TASKS, Batch, Prediction
+from unigs.records import TASKS, Batch, Prediction, UnigsError
 from unigs.systems.joint.pipeline import UniGSPipeline
 from unigs.systems.predictor import name_task
-from unigs.systems.sampling import Sampling
+from unigs.systems.sampling import Sampling, resolve_sampling
 from unigs.tasks import RECIPES
 from unigs.weights import check_finite, check_target, in_words
 
@@ -26,6 +26,9 @@ class JointPredictor:
         pipeline: the model, on its device.
         name: for tables.
         sampling: what to do in another way than the model remembers.
+
+    Raises:
+        UnigsError: steps that no solver can run, whatever the task.
     """
 
     tasks = TASKS
@@ -36,11 +39,20 @@ class JointPredictor:
     ) -> None:
         self.pipeline, self.name = pipeline, name
         self._asked = sampling or Sampling()
+        refused = []
+        for task in self.tasks:  # one that another task's memory spoils may do for the others
+            try:
+                pipeline.resolve(task, self._asked)
+            except UnigsError as error:
+                refused.append(error)
+        if len(refused) == len(self.tasks):
+            raise refused[0]
 
     @property
     def options(self) -> dict[str, Any]:
         """How each task is sampled."""
-        return {task: asdict(self.pipeline.resolve(task, self._asked)) for task in self.tasks}
+        known = self.pipeline.sampling
+        return {task: asdict(resolve_sampling(task, self._asked, known)) for task in self.tasks}
 
     @property
     def side_px(self) -> int:

@@ -47,17 +47,26 @@ def make_solver(scheduler: Any, solver: Solver, steps: int) -> Any:
     scheduler that stands in place of the training's is the solver as it is.
 
     Raises:
-        UnigsError: DDIM steps that do not divide the training steps.
+        UnigsError: steps that no solver can run.
     """
-    total = scheduler.config.num_train_timesteps
-    if not 1 <= steps <= total:
-        raise UnigsError(f"expected 1 to {total} steps, got {steps}, at num_inference_steps")
+    check_steps(scheduler, solver, steps)
     if not isinstance(scheduler, DDPMScheduler):
         return type(scheduler).from_config(scheduler.config)
-    if solver == "ddim" and total % steps:
-        raise UnigsError(f"expected DDIM steps that divide {total}, got {steps}")
     kind = {"ddim": DDIMScheduler, "unipc": UniPCMultistepScheduler}[solver]
     return kind.from_config(scheduler.config, timestep_spacing="trailing", clip_sample=False)
+
+
+def check_steps(scheduler: Any, solver: Solver | None, steps: int | None) -> None:
+    """Refuse what the training's schedule cannot be cut into; of a resolved ``Sampling``.
+
+    Raises:
+        UnigsError: more steps than those of training, or DDIM steps that do not divide them.
+    """
+    total, where = scheduler.config.num_train_timesteps, "sampling.num_inference_steps"
+    if steps is None or not 1 <= steps <= total:
+        raise UnigsError(f"expected 1 to {total} steps, got {steps}, at {where}")
+    if isinstance(scheduler, DDPMScheduler) and solver == "ddim" and total % steps:
+        raise UnigsError(f"expected DDIM steps that divide {total}, got {steps}, at {where}")
 
 
 def draw_ensemble(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from unigs.records import UnigsError
 from unigs.systems.joint.tokens import as_utf8
 from unigs.systems.pixels import to_signed, to_uint8
 from unigs.systems.sending import send
@@ -73,9 +74,19 @@ class FrozenTowers(nn.Module):
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents [B, 4, h, w] to uint8 [B, 3, H, W]; the inverse of ``encode_pixels``."""
+        """Scaled latents [B, 4, h, w] to uint8 [B, 3, H, W]; the inverse of ``encode_pixels``.
+
+        Raises:
+            UnigsError: pixels that are not finite.
+        """
         latents = latents / self.vae.config.scaling_factor
-        return to_uint8(self.vae.decode(latents.to(self.vae.dtype)).sample)  # [B, 3, H, W]
+        signed = self.vae.decode(latents.to(self.vae.dtype)).sample  # [B, 3, H, W]
+        if not signed.isfinite().all():
+            raise UnigsError(
+                "expected finite pixels, got NaN or infinity, from the VAE's decoder; guidance "
+                "that is too strong makes such, and half precision may"
+            )
+        return to_uint8(signed)
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> torch.Tensor:
