@@ -156,6 +156,7 @@ class Runner:
         key = item.picture.key
         return Found(
             key=key,
+            source=item.picture.file_name,
             file_name=f"{key}.png" if drawn else item.picture.file_name,
             image=lay_in(sample, prediction.image[place]) if drawn else sample.image,
             labels=resize_labels(prediction.labels[place][None], size)[0].numpy(),
