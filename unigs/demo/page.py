@@ -35,7 +35,7 @@ from unigs.demo.uploads import (
 from unigs.demo.values import list_legend, name_regions, split_words
 from unigs.outputs import encode_grey16
 from unigs.outputs.overlay import STRENGTH
-from unigs.records import UnigsError
+from unigs.records import UnigsError, lacks_memory
 from unigs.tasks import RECIPES
 from unigs.verbs.gather import SUFFIXES
 
@@ -352,7 +352,7 @@ def explain(error: Exception) -> str:
     """Words for the line of a tab; what is not the user's fault goes to the terminal too."""
     if isinstance(error, Stopped):
         return "Stopped."
-    if isinstance(error, MemoryError):
+    if lacks_memory(error):
         return "expected enough memory, got no more of it; try a smaller picture"
     if isinstance(error, UnigsError):
         return str(error)
