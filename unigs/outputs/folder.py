@@ -133,6 +133,11 @@ class OutFolder:
             write_json(self.path / RUN, {**self._run, **self._beside, "last_call": dict(counts)})
 
 
+def holds_run(path: Path) -> bool:
+    """Whether a folder is one that :class:`OutFolder` wrote."""
+    return (path / RUN).is_file() and (path / "records").is_dir()
+
+
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object that an earlier call wrote."""
     try:

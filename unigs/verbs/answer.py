@@ -108,7 +108,7 @@ def answer(order: Order, loaded: SystemPredictor | None = None) -> None:
     """
     check_order(order)
     model = locate_model(order.model)
-    root, pictures = gather_pictures(order.files, order.out, order.option.upper())
+    root, pictures = gather_pictures(order.files, order.out, order.option.upper(), order.mask)
     rows = pair_rows(order, pictures)
     folder = OutFolder(order.out, describe_order(order, model, root), {"versions": list_versions()})
     todo = list(find_open(folder, pictures, rows))
