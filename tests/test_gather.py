@@ -33,7 +33,7 @@ def test_answers_and_masks_are_no_pictures_unless_they_are_named(
     for name in ("run", "training"):
         Path("p", name, "run.json").write_text("{}")  # a training's folder holds pictures
     assert list_files(given, mask="p/masks") == ["a.png", "training/a.png"]
-    assert "files or folders hold answers or masks, e.g. masks" in capsys.readouterr().out
+    assert "2 files or folders hold answers or masks" in capsys.readouterr().out
     assert list_files("p/run/images") == ["a.png"]
     with pytest.raises(UnigsError, match="found none in p/run"):
         list_files("p/run")
