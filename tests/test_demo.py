@@ -21,7 +21,14 @@ from unigs.demo import desk as desks
 from unigs.demo import serve, uploads
 from unigs.demo.desk import FOLDERS, Ask, Desk, Stopped, Stops, read_abstract
 from unigs.demo.strokes import BRUSHES, list_colours, read_mask, read_regions
-from unigs.demo.uploads import SCREEN_PX, check_upload, read_upload, show_labels, show_picture
+from unigs.demo.uploads import (
+    SCREEN_PX,
+    check_upload,
+    read_upload,
+    show_labels,
+    show_picture,
+    show_upload,
+)
 from unigs.demo.values import list_legend, name_regions, split_words
 from unigs.outputs import encode_grey16
 from unigs.outputs.encode import encode_mask
@@ -99,10 +106,12 @@ def test_uploads_beyond_the_caps_and_other_files_are_refused_in_words(tmp_path, 
     assert check_upload(picture) == (300, 200)
     assert read_upload(str(picture)) == ("photo.png", picture.read_bytes())
     monkeypatch.setattr(uploads, "MAX_PIXELS", 300 * 200 - 1)
-    for look in (check_upload, show_picture, show_labels, read_upload):
+    for look in (check_upload, show_upload, show_labels, read_upload):
         with pytest.raises(UnigsError, match=r"megapixels, got 300 x 200 px, at photo.png"):
             look(picture)
+    assert max(show_picture(picture).size) == SCREEN_PX  # what we drew may be larger
     monkeypatch.setattr(uploads, "MAX_BYTES", 99)
+    show_picture(picture)
     with pytest.raises(UnigsError, match=r"a file of at most 0 MB, got 0.0, at photo.png"):
         check_upload(picture)
     monkeypatch.undo()
@@ -228,7 +237,7 @@ def test_an_answer_is_that_of_the_verb_byte_for_byte(desk, model, asked, verb):
         assert (mine / name).read_bytes() == (theirs / name).read_bytes(), name
     runs = [json.loads((folder / "run.json").read_text()) for folder in (mine, theirs)]
     for run in runs:
-        del run["images"]  # where it lay
+        del run["images"], run["root"]  # where it lay
     assert runs[0] == runs[1]
     key = "map" if verb == "paint" else "photo"
     labels = np.asarray(Image.open(theirs / "labels" / f"{key}.png"))
@@ -321,6 +330,13 @@ def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setattr(serve, "find_spec", lambda name: None)
     assert main(["demo"]) == 1
     assert "pip install 'unigs[demo]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_a_port_that_cannot_be_is_refused_before_a_model_is_loaded(monkeypatch, capsys, port):
+    monkeypatch.setattr(serve, "open_page", lambda *_: pytest.fail("loaded"))
+    assert main(["demo", "--port", port]) == 1
+    assert f"expected a port of 0 to 65535, got {port}, at --port" in capsys.readouterr().err
 
 
 def test_a_page_for_other_machines_without_a_password_is_warned_of(monkeypatch):

@@ -18,6 +18,9 @@ from unigs.systems.joint.predictor import JointPredictor
 HEART = "\u2665"
 
 
+CPU_FULL = "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: 9 bytes"
+
+
 def end_with(monkeypatch, error: BaseException) -> None:
     def fail(verb, words):
         raise error
@@ -37,7 +40,9 @@ def end_with(monkeypatch, error: BaseException) -> None:
         (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "No space left on device, at x"),
         (OSError(errno.EXDEV, "Invalid link", "a", None, "b"), 1, "at a -> b"),
         (OSError("something else"), 1, "something else"),
-        (MemoryError(), 1, "memory"),
+        (MemoryError(), 1, "enough memory, got no more"),
+        (RuntimeError(CPU_FULL), 1, "enough memory, got no more"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 1 GiB"), 1, "enough memory"),
         (RecursionError(), 1, "nested too deeply"),
         (KeyboardInterrupt(), 130, "finished files are kept"),
         (UnigsError("got \x1b[31m \u202e \ud800"), 1, r"got \x1b[31m \u202e \ud800"),
@@ -56,9 +61,10 @@ def test_every_end_has_words_and_a_code(monkeypatch, capsys, error, code, said):
         main(["sample"])
 
 
-def test_a_bug_is_still_a_traceback(monkeypatch):
-    end_with(monkeypatch, ZeroDivisionError())
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize("bug", [ZeroDivisionError(), RuntimeError("shapes differ")])
+def test_a_bug_is_still_a_traceback(monkeypatch, bug):
+    end_with(monkeypatch, bug)
+    with pytest.raises(type(bug)):
         main(["sample"])
 
 

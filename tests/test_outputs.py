@@ -33,7 +33,8 @@ def make_found(key: str, seed: int = 0, size=(37, 53), **changes) -> Found:
     labels = rng.integers(0, 6, size).astype(np.int32)
     labels[labels == 3] = 0
     values = {
-        "key": key, "file_name": f"{key}.png", "labels": labels, "scores": [0.9, 0.5, 0.1, 1, 0],
+        "key": key, "source": f"{key}.jpg", "file_name": f"{key}.png", "labels": labels,
+        "scores": [0.9, 0.5, 0.1, 1, 0],
         "image": rng.integers(0, 256, (3, *size), dtype=np.uint8), "names": NAMES,
         "inputs": INPUTS, "prompt": "p", "drawn": True,
     }  # fmt: skip
@@ -172,6 +173,10 @@ def test_a_folder_holds_one_run_and_knows_what_is_done(written):
     assert all(again.has(key, INPUTS) for key in found)
     assert not again.has("d", INPUTS)
     assert not again.has("a", {"picture": "changed"})
+    assert again.holds("a", "a.jpg")
+    assert not again.holds("d", "d.jpg")
+    with pytest.raises(UnigsError, match=r"answer to a.png, got one to a.jpg, at .*a.json"):
+        again.holds("a", "a.png")
     again.write(found["b"])
     again.close({})
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

@@ -26,14 +26,19 @@ OPTIONS = {
         ("a.jpg b.jpg --out o", '--out o --images ["a.jpg","b.jpg"]'),
         ("--out o a.jpg", '--out o --images ["a.jpg"]'),
         ("--words star --words sand moon", '--words ["star"] --words+ ["sand","moon"]'),
-        ("--words=[star] --words=[sand]", "--words=[star] --words+=[sand]"),
+        ('--words=["a"] --words=["b"]', '--words=["a"] --words+=["b"]'),
         ("a.jpg --images b.jpg", '--images ["b.jpg"] --images+ ["a.jpg"]'),
         ("--out o --out p", "--out o --out p"),
         ("--words star sand --out o", '--words ["star","sand"] --out o'),
         ("--words [star,sand]", "--words [star,sand]"),
-        ("--words null", "--words null"),
+        ("--words []", "--words []"),
+        ("--words null", '--words ["null"]'),
+        ("--words [unk]", '--words ["[unk]"]'),
+        ("--words=[unk]", '--words=["[unk]"]'),
+        ("[0-9]*.png --out o", '--out o --images ["[0-9]*.png"]'),
+        ("[a]b[c]", '--images ["[a]b[c]"]'),
         ("--words", "--words []"),
-        ("--words=x --half", "--words=x --half true"),
+        ("--words=x --half", '--words=["x"] --half true'),
         ("--half false --out -1", "--half false --out -1"),
         ("--half --sampling.guided_filter", "--half true --sampling.guided_filter true"),
         ("--sampling.seed 3 --help", "--sampling.seed 3 --help"),
@@ -42,6 +47,13 @@ OPTIONS = {
 )  # fmt: skip
 def test_every_option_gets_one_value(typed, spelt):
     assert " ".join(spell_words(typed.split(), OPTIONS)).replace('", "', '","') == spelt
+
+
+def test_a_file_that_is_named_as_a_list_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert spell_words(["[1, 2]"], OPTIONS) == ["--images", "[1, 2]"]
+    (tmp_path / "[1, 2]").touch()
+    assert spell_words(["[1, 2]"], OPTIONS) == ["--images", '["[1, 2]"]']
 
 
 @pytest.mark.parametrize(

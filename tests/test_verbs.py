@@ -162,12 +162,37 @@ def test_inpainting_keeps_every_known_pixel_of_a_picture_of_any_size(folder, pho
         after = np.asarray(Image.open(f"out/images/{name[0]}.png"))
         np.testing.assert_array_equal(after[~hole], before[~hole])
         assert (after[hole] != before[hole]).mean() > 0.5
-    assert read_json("out", "run.json")["images"] == str(photos / "out" / "images")
+    run = read_json("out", "run.json")
+    assert (run["images"], run["root"]) == (str(photos / "out" / "images"), str(photos / "photos"))
     assert main([*words, "--mask", "masks/a.png", "--out", "x"]) == 1
     assert "a folder of masks for 2 pictures, got a file" in capsys.readouterr().err
     os.remove("masks/a.png")
     assert main([*words, "--mask", "masks", "--out", "x"]) == 1
     assert "a mask named a, found none, in masks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["inpaint", "paint"])
+def test_a_picture_of_the_same_name_overwrites_no_answer(folder, photos, capsys, verb):
+    """Neither one of another folder nor one with another suffix; the same one changed is told."""
+    for place in ("one", "two"):
+        Path(place).mkdir()
+        labels = np.zeros((64, 64), np.uint8)
+        labels[8:40, 8 : 40 + len(place)] = 255
+        Image.fromarray(labels).save(f"{place}/x.png")
+        Image.fromarray(labels).save(f"{place}/x.bmp")
+    Image.fromarray(labels).save("mask.png")
+    more = ["--mask", "mask.png"] if verb == "inpaint" else []
+    words = [*more, "--words", "star", "--model", folder, *FAST, "--out", "out"]
+    assert main([verb, "one/x.png", *words]) == 0
+    before = Path("out/images/x.png").read_bytes()
+    assert main([verb, "two/x.png", *words]) == 1
+    assert f"whose root is {photos / 'one'} and not {photos / 'two'}" in capsys.readouterr().err
+    assert main([verb, "one/x.bmp", *words]) == 1
+    assert "an answer to x.bmp, got one to x.png" in capsys.readouterr().err
+    assert Path("out/images/x.png").read_bytes() == before
+    Path("one/x.png").write_bytes(Path("one/x.bmp").read_bytes() + b"changed")
+    assert main([verb, "one/x.png", *words]) == 0
+    assert "1 pictures changed and are made again, at out" in capsys.readouterr().out
 
 
 def test_a_list_gives_each_picture_its_own_mask_and_words(folder, photos, monkeypatch):

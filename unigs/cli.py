@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from unigs import __version__
-from unigs.records import UnigsError, UnigsWarning, show, suggest
+from unigs.records import UnigsError, UnigsWarning, lacks_memory, show, suggest
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -174,7 +174,7 @@ def explain(error: BaseException) -> str:
     """What the end of a verb means for the user."""
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "interrupted; finished files are kept"
-    if isinstance(error, MemoryError):
+    if lacks_memory(error):
         return "expected enough memory, got no more of it; try smaller pictures, batches or files"
     if isinstance(error, RecursionError):
         return "expected a sensible input, got one nested too deeply"
@@ -211,8 +211,9 @@ def main(words: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # whoever read the output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        except (UnigsError, OSError, MemoryError, RecursionError, KeyboardInterrupt) as error:
-            if os.environ.get("UNIGS_TRACEBACK"):
+        except (UnigsError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
+            ours = not isinstance(error, RuntimeError) or isinstance(error, RecursionError)
+            if os.environ.get("UNIGS_TRACEBACK") or not (ours or lacks_memory(error)):
                 raise
             lines = [show(line) for line in explain(error).split("\n")]
             print("unigs: " + "\n".join(lines), file=sys.stderr)

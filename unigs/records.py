@@ -82,6 +82,17 @@ class UnigsError(Exception):
     """Bad input, told in three parts: what was expected, what came, where."""
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, or torch's of any device.
+
+    For a CPU torch raises a plain ``RuntimeError``. It is known by its words, without torch.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    words = ("DefaultCPUAllocator", "out of memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 class UnigsWarning(UserWarning):
     """What a user should know and may have meant; the command line prints it as one line."""
 

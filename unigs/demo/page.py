@@ -30,12 +30,12 @@ from unigs.demo.uploads import (
     check_upload,
     read_upload,
     show_labels,
-    show_picture,
+    show_upload,
 )
 from unigs.demo.values import list_legend, name_regions, split_words
 from unigs.outputs import encode_grey16
 from unigs.outputs.overlay import STRENGTH
-from unigs.records import UnigsError
+from unigs.records import UnigsError, lacks_memory
 from unigs.tasks import RECIPES
 from unigs.verbs.gather import SUFFIXES
 
@@ -122,7 +122,7 @@ def place_segment(desk: Desk, stops: Stops, examples: Sequence[Example]) -> None
             upload, preview = place_upload("segment"), place_preview("segment")
             gr.Examples([[str(one.picture)] for one in examples], [upload])
         results = place_results("segment", "segment")
-    show_upload(upload, show_picture, preview, results)
+    preview_upload(upload, show_upload, preview, results)
     connect(desk, stops, results, [upload], lambda file: Ask(*read_upload(file)))
 
 
@@ -134,7 +134,7 @@ def place_find(desk: Desk, stops: Stops, examples: Sequence[Example]) -> None:
             words = place_words("find")
             gr.Examples([[str(one.picture), one.thing] for one in examples], [upload, words])
         results = place_results("find", "find")
-    show_upload(upload, show_picture, preview, results)
+    preview_upload(upload, show_upload, preview, results)
     read = lambda file, text: Ask(*read_upload(file), split_words(text))
     connect(desk, stops, results, [upload, words], read)
 
@@ -148,7 +148,7 @@ def place_inpaint(desk: Desk, stops: Stops, examples: Sequence[Example]) -> None
             words = place_words("inpaint")
             gr.Examples([[str(one.picture), one.thing] for one in examples], [upload, words])
         results = place_results("inpaint", "inpaint")
-    show_upload(upload, lambda path: lay_under(show_picture(path)), editor, results)
+    preview_upload(upload, lambda path: lay_under(show_upload(path)), editor, results)
 
     def read(file: str | None, painted: dict[str, Any], text: str) -> Ask:
         name, data = read_upload(file)
@@ -169,7 +169,7 @@ def place_paint(desk: Desk, stops: Stops, examples: Sequence[Example]) -> None:
             rows = [[str(one.labels), ", ".join(one.names)] for one in examples]
             gr.Examples(rows, [upload, words])
         results = place_results("map", "paint")
-        show_upload(upload, show_labels, preview, results)
+        preview_upload(upload, show_labels, preview, results)
         read = lambda file, text: Ask(*read_upload(file), split_words(text))
         connect(desk, stops, results, [upload, words], read)
 
@@ -265,7 +265,7 @@ def place_results(key: str, verb: str) -> Results:
         )  # fmt: skip
 
 
-def show_upload(
+def preview_upload(
     upload: gr.File, show: Callable[[Path], Any], shown: gr.Component, results: Results
 ) -> None:
     """Show what was uploaded, or why it cannot be used."""
@@ -352,7 +352,7 @@ def explain(error: Exception) -> str:
     """Words for the line of a tab; what is not the user's fault goes to the terminal too."""
     if isinstance(error, Stopped):
         return "Stopped."
-    if isinstance(error, MemoryError):
+    if lacks_memory(error):
         return "expected enough memory, got no more of it; try a smaller picture"
     if isinstance(error, UnigsError):
         return str(error)

@@ -19,6 +19,8 @@ from unigs.verbs.model import locate_model
 USER = "unigs"
 """Who logs in with the password."""
 
+MOST_PORT = 65_535
+
 SERVED = "served"
 """The only folder whose files the page hands out, below that of the run."""
 
@@ -50,7 +52,7 @@ def serve_page(
         device: ``auto`` is a GPU where there is one; or ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
 
     Raises:
-        UnigsError: gradio is not installed, no such model, or the port is taken.
+        UnigsError: gradio is not installed, no such model, or no such port, or it is taken.
 
     Example:
         unigs demo
@@ -58,6 +60,8 @@ def serve_page(
     """
     if find_spec("gradio") is None:
         raise UnigsError("expected gradio for the page, found none; pip install 'unigs[demo]'")
+    if not 0 <= port <= MOST_PORT:
+        raise UnigsError(f"expected a port of 0 to {MOST_PORT}, got {port}, at --port")
     locate_model(model)
     if not password and not is_loopback(host):
         warnings.warn(

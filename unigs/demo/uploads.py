@@ -59,13 +59,22 @@ def read_upload(file: str | None) -> tuple[str, bytes]:
     return Path(file).name, Path(file).read_bytes()
 
 
-def show_picture(path: Path) -> Image.Image:
+def show_upload(path: Path) -> Image.Image:
     """An upload at the size of the screen, upright, RGB.
 
     Raises:
         UnigsError: see :func:`check_upload`.
     """
     check_upload(path)
+    return show_picture(path)
+
+
+def show_picture(path: Path) -> Image.Image:
+    """A picture at the size of the screen, upright, RGB; what we drew may be larger than uploads.
+
+    Raises:
+        UnigsError: no picture.
+    """
     enough = (SCREEN_PX, SCREEN_PX)
     stored, orientation = open_file(path, lambda data: decode_picture(data, enough))
     return fit_screen(Image.fromarray(turn_picture(stored, orientation)))

@@ -73,6 +73,27 @@ class OutFolder:
         record = self.path / "records" / f"{key}.json"
         return record.exists() and _read(record).get("inputs") == dict(inputs)
 
+    def holds(self, key: str, source: str) -> bool:
+        """Whether there is an answer under a picture's key, made of whatever files.
+
+        Args:
+            key: of the picture.
+            source: see ``Found``.
+
+        Raises:
+            UnigsError: it is the answer to another picture, which is kept.
+        """
+        record = self.path / "records" / f"{key}.json"
+        if not record.exists():
+            return False
+        before = _read(record).get("source")
+        if before != source:
+            raise UnigsError(
+                f"expected an answer to {show(source)}, got one to {show(before)}, at {record}; "
+                "give another --out"
+            )
+        return True
+
     def write(self, found: Found) -> None:
         """Write all files of one picture; its record comes last.
 
@@ -110,6 +131,11 @@ class OutFolder:
             about = f"unigs {self._run.get('verb', '')}"
             write_json(self.path / "panoptic.json", list_panoptic(records, about))
             write_json(self.path / RUN, {**self._run, **self._beside, "last_call": dict(counts)})
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a folder is one that :class:`OutFolder` wrote."""
+    return (path / RUN).is_file() and (path / "records").is_dir()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -19,7 +19,8 @@ class Found:
 
     Attributes:
         key: names its files; without dots and slashes.
-        file_name: of the picture, below the folder that the run's record names.
+        source: the picture that was given, below the ``root`` of the run's record.
+        file_name: of the picture, below the ``images`` of the run's record.
         image: uint8 [3, H, W], the picture given, or the one that was drawn.
         labels: int [H, W], 0 = background.
         scores: one in 0..1 per label 1..N.
@@ -30,6 +31,7 @@ class Found:
     """
 
     key: str
+    source: str
     file_name: str
     image: np.ndarray
     labels: np.ndarray
@@ -43,6 +45,7 @@ class Found:
         """All but pixels, as plain values."""
         height, width = self.labels.shape
         return {
+            "source": self.source,
             "file_name": self.file_name,
             "width": width,
             "height": height,

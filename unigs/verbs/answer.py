@@ -108,12 +108,14 @@ def answer(order: Order, loaded: SystemPredictor | None = None) -> None:
     """
     check_order(order)
     model = locate_model(order.model)
-    root, pictures = gather_pictures(order.files, order.out, order.option.upper())
+    root, pictures = gather_pictures(order.files, order.out, order.option.upper(), order.mask)
     rows = pair_rows(order, pictures)
     folder = OutFolder(order.out, describe_order(order, model, root), {"versions": list_versions()})
     todo = list(find_open(folder, pictures, rows))
     if kept := len(pictures) - len(todo):
         print(f"{kept} of {len(pictures)} are done already and kept, at {order.out}")
+    if changed := sum(folder.holds(one.key, one.file_name) for one in todo):
+        print(f"{changed} pictures changed and are made again, at {order.out}")
     failed = Skips()
     items = read_items(order, todo, rows, failed)
     made, first = 0, next(items, None)
@@ -144,7 +146,11 @@ def check_order(order: Order) -> None:
 
 
 def describe_order(order: Order, model: Path, root: Path) -> dict[str, Any]:
-    """What decides an answer, for the run's record."""
+    """What decides an answer, for the run's record.
+
+    ``root`` holds what was given; a picture of the same name elsewhere is another run's. ``images``
+    holds what COCO's files name: the pictures given, or those that were drawn.
+    """
     draws = RECIPES[order.task].draws_picture
     return {
         "verb": order.verb,
@@ -153,6 +159,7 @@ def describe_order(order: Order, model: Path, root: Path) -> dict[str, Any]:
         "model": {"system": name_system(model), "sha256": hash_model(model)},
         "sampling": order.sampling.list_given(),
         "dtype": order.dtype,
+        "root": str(root),
         "images": str((order.out / "images").resolve() if draws else root),
     }
 

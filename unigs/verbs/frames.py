@@ -18,7 +18,7 @@ import numpy as np
 from unigs.files import explain_errors, hash_file
 from unigs.images import UnreadableImage, count_frames, decode_frames
 from unigs.records import UnigsError, show
-from unigs.verbs.gather import Picture, gather_pictures, list_pictures
+from unigs.verbs.gather import Picture, find_real, gather_pictures, list_pictures
 from unigs.verbs.request import read_pixels
 
 DIGITS = 5
@@ -81,7 +81,7 @@ def open_clip(given: Sequence[str], out: Path) -> Clip:
             file that is no picture, as a video is.
     """
     names = [name for one in given for name in list_frames(one, out)]
-    root, pictures = gather_pictures(names, out, "IMAGES")
+    root, pictures = gather_pictures(names, out, "IMAGES", merge_links=False)
     if len({picture.path.parent.resolve() for picture in pictures}) > 1:
         raise refuse_folders(root, [picture.path for picture in pictures])
     if len(pictures) > 1:
@@ -112,7 +112,7 @@ def list_frames(name: str, out: Path) -> list[str]:
         UnigsError: pictures lie in folders below it alone.
     """
     folder = Path(name)
-    found = list_pictures(folder, out) if folder.is_dir() else []
+    found = list_pictures(folder, {find_real(out)}) if folder.is_dir() else []
     mine = [str(path) for path in found if path.parent == folder]
     if found and not mine:
         raise refuse_folders(folder, found)

@@ -8,11 +8,13 @@ that there is.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from unigs.records import suggest
@@ -94,7 +96,7 @@ def spell_words(words: Sequence[str], options: Mapping[str, Kind]) -> list[str]:
         if name not in options and name != "--help":
             raise ValueError(f"expected an option of this verb, got {name}{suggest(name, options)}")
         if options.get(name) == "list":
-            word = f"{go_on(name, begun)}{equals}{value}"
+            word = f"{go_on(name, begun)}{equals}{join_list([value]) if equals else ''}"
         spelt.append(word)
         if equals or name == "--help":
             continue
@@ -136,6 +138,22 @@ def join_list(values: Sequence[str]) -> str:
     for value in values:
         if any("\ud800" <= letter <= "\udfff" for letter in value):
             raise ValueError(f"expected UTF-8, got {value!r}; a folder or a glob may lead there")
-    if len(values) == 1 and (values[0][:1] == "[" or values[0] == "null"):
-        return values[0]
-    return json.dumps(list(values))
+    return values[0] if len(values) == 1 and is_list(values[0]) else json.dumps(list(values))
+
+
+def is_list(value: str) -> bool:
+    """Whether a value is written as a list: in JSON, or ``[star, sand]``.
+
+    What is none: the name of a file, a glob that begins with ``[``, one bare word in brackets.
+    """
+    if not (value.startswith("[") and value.endswith("]")) or os.path.lexists(value):
+        return False
+    try:
+        return isinstance(json.loads(value), list)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        found = yaml.safe_load(value)
+    except (yaml.YAMLError, RecursionError):
+        return False
+    return isinstance(found, list) and len(found) > 1

@@ -17,7 +17,7 @@ import torch
 
 from unigs.batches import stack_samples
 from unigs.outputs import Found
-from unigs.records import Prediction, TaskSample, UnigsError
+from unigs.records import Prediction, TaskSample, UnigsError, lacks_memory
 from unigs.systems.clips import ClipState
 from unigs.systems.load import load_predictor
 from unigs.systems.pixels import fit_size, resize_labels, resize_pixels
@@ -98,8 +98,10 @@ class Runner:
         """Answer items that run at one size; if one of them is refused, each by itself."""
         try:
             prediction = self.predict([fit_sample(item.sample, size) for item in items])
-        except torch.OutOfMemoryError as error:
-            raise MemoryError from error
+        except RuntimeError as error:
+            if lacks_memory(error):
+                raise MemoryError from error
+            raise
         except UnigsError as error:
             if len(items) == 1:
                 refuse(items[0], error)
@@ -156,6 +158,7 @@ class Runner:
         key = item.picture.key
         return Found(
             key=key,
+            source=item.picture.file_name,
             file_name=f"{key}.png" if drawn else item.picture.file_name,
             image=lay_in(sample, prediction.image[place]) if drawn else sample.image,
             labels=resize_labels(prediction.labels[place][None], size)[0].numpy(),

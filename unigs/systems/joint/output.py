@@ -77,8 +77,8 @@ class UniGSOutput(BaseOutput):
         labels = np.asarray(self.labels[place])
         names = [row["label"] for row in self.segments_info[place]]
         blank = np.zeros((3, *labels.shape), np.uint8)  # the record holds no pixels
-        scores = self.scores[place]
-        return Found(str(place), file_name, blank, labels, scores, names, {}, "", drawn=False)
+        named = (str(place), file_name, file_name)
+        return Found(*named, blank, labels, self.scores[place], names, {}, "", drawn=False)
 
 
 def collect_output(answers: Sequence[tuple[Prediction, int, str]], kind: str) -> UniGSOutput:
