@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unigs.inputs import understand_mask
+from unigs.images import UnreadableImage
+from unigs.inputs import count_colours, keep_values, understand_mask
 from unigs.pictures import draw_sheet
 from unigs.records import TASKS, UnigsError, UnigsWarning, show
 from unigs.report import write_report
@@ -239,3 +240,19 @@ def test_a_report_reads_no_picture_from_elsewhere(tmp_path):
         folder = write_results(tmp_path / f"m{len(name)}", "model", name)
         with pytest.raises(UnigsError, match="leaves its folder"):
             write_report(tmp_path / "out", [folder])
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "words"),
+    [([[-1, 0], [1, 2]], "I", "numbers below 0"), ([[0.5, 0], [1, 2]], "F", "not whole")],
+)
+def test_label_maps_of_other_numbers_are_refused(values, mode, words):
+    with pytest.raises(UnreadableImage, match=words):
+        keep_values(Image.fromarray(np.array(values, np.int32 if mode == "I" else np.float32)))
+
+
+def test_numbers_above_255_stay_apart_in_every_mode():
+    values = np.array([[0, 255], [256, 300]])
+    for kind in (np.uint16, np.int32, np.float32):
+        kept = keep_values(Image.fromarray(values.astype(kind)))
+        np.testing.assert_array_equal(count_colours(np.asarray(kept)), values)

@@ -24,7 +24,9 @@ from unigs.evaluation.fingerprint import fingerprint
 from unigs.evaluation.judging import Judges, number_alike
 from unigs.evaluation.predictors import EmptyFloor, Oracle, RandomFloor, name_masks
 from unigs.evaluation.protocol import InputLoader, Inputs, digest_item
+from unigs.evaluation.results import ResultStore
 from unigs.evaluation.run import Evaluator, evaluate
+from unigs.locks import FolderBusy
 from unigs.metrics.average_precision import EntityAP
 from unigs.metrics.classes import PanopticClassQuality, SemanticQuality
 from unigs.metrics.segmentation import EntityQuality, ReferringQuality
@@ -280,6 +282,35 @@ def test_the_protocol_holds_models_to_the_same_inputs(data, tmp_path):
             samples_per_task=4,
             protocol=tmp_path / "none",
         )
+
+
+def test_a_protocol_without_its_header_is_none(data, tmp_path):
+    path = tmp_path / "protocol.json"
+    path.write_text('{"items": []}')
+    with pytest.raises(UnigsError, match="expected a protocol"):
+        score(EmptyFloor(), data, tmp_path / "a", samples_per_task=1, protocol=path)
+
+
+def test_the_window_of_the_training_stream_changes_no_held_out_picture(data):
+    """A training config names its own, and its header does not."""
+    keys = []
+    for window_shards in (1, 8):
+        data.loading = replace(data.loading, window_shards=window_shards)
+        batches = InputLoader(choose(data, 6), TASKS)
+        keys.append([key for loaded in batches for key in loaded.batch.keys])
+    assert keys[0] == keys[1]
+
+
+def test_rows_have_one_writer(tmp_path):
+    first = ResultStore(tmp_path, {"a": 1})
+    with pytest.raises(FolderBusy, match="an evaluation"):
+        ResultStore(tmp_path, {"a": 1})
+    ResultStore(tmp_path, {"a": 1}, rank=1)
+    first.close()
+    for _ in range(2):  # a store that refuses lets go as well
+        with pytest.raises(UnigsError, match="of the same model and inputs"):
+            ResultStore(tmp_path, {"a": 2})
+    assert not ResultStore(tmp_path, {"a": 1}).rows
 
 
 def test_a_digest_sees_every_input(data):

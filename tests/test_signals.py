@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from unigs.signals import ENDING, hold_signals
+
+ARRIVAL_S = 0.05  # another thread may get it, when the kernel lets that run
 
 
 class Ended(Exception):
@@ -56,6 +59,7 @@ def test_held_work_is_whole_and_the_signal_comes_behind_it(one, at):
     def work_held() -> None:
         with hold_signals(*ENDING):
             work(done, at, one)
+            time.sleep(ARRIVAL_S)
 
     with pytest.raises(Ended, match=one.name):
         work_held()
@@ -63,7 +67,7 @@ def test_held_work_is_whole_and_the_signal_comes_behind_it(one, at):
     assert signal.getsignal(one) is known
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {*ENDING}
     with pytest.raises(Ended):
-        os.kill(os.getpid(), one)
+        signal.raise_signal(one)
 
 
 @pytest.mark.usefixtures("handlers", "other_thread")
@@ -71,6 +75,7 @@ def test_what_is_ignored_stays_ignored_and_nothing_comes_of_nothing():
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with hold_signals(*ENDING):
         os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(ARRIVAL_S)
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
 
 
@@ -80,9 +85,10 @@ def test_all_handlers_are_back_when_the_first_ends_the_run():
         with hold_signals(*ENDING):
             for one in ENDING:
                 os.kill(os.getpid(), one)
+            time.sleep(ARRIVAL_S)
 
     with pytest.raises(Ended):
         send_all()
     for one in ENDING:
         with pytest.raises(Ended, match=one.name):
-            os.kill(os.getpid(), one)
+            signal.raise_signal(one)

@@ -206,11 +206,10 @@ def test_loader_processes_are_guarded(path):
 # Their caller gave a new or a temp folder, or the data set gets a marker once it is whole.
 WRITERS = {
     "demo/examples.py:_draw_example",
-    "evaluation/protocol.py:write_protocol",
     "recipes/autoencoder.py:save_parts",
     "recipes/judge.py:save_parts",
     "recipes/vq.py:save_parts",
-    "synthetic/layouts.py:save_bytes",
+    "synthetic/folder.py:save_bytes",
     "synthetic/layouts.py:write_datasets",
     "systems/joint/presets.py:write_configs",
 }

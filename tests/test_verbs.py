@@ -21,7 +21,8 @@ from unigs.systems.load import load_predictor
 from unigs.systems.sampling import Sampling
 from unigs.tasks import write_prompt
 from unigs.verbs import running
-from unigs.verbs.gather import gather_pictures
+from unigs.verbs.answer import pair_masks
+from unigs.verbs.gather import Picture, gather_pictures
 
 SIZES = {"a.png": (64, 64), "b.jpg": (150, 100), "c.png": (64, 64), "deep/d.png": (40, 130)}
 FAST = ["--sampling.num_inference_steps", "1"]
@@ -168,7 +169,7 @@ def test_inpainting_keeps_every_known_pixel_of_a_picture_of_any_size(folder, pho
     assert "a folder of masks for 2 pictures, got a file" in capsys.readouterr().err
     os.remove("masks/a.png")
     assert main([*words, "--mask", "masks", "--out", "x"]) == 1
-    assert "a mask named a, found none, in masks" in capsys.readouterr().err
+    assert "expected one mask named a for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["inpaint", "paint"])
@@ -278,6 +279,10 @@ LISTS = {
     "cut.jsonl": f"{FINE}{FINE[:20]}\n",
     "mute.jsonl": FINE.replace('["x"]', "[]"),
     "folder.csv": f"{HEAD}photos,m.png,x\n",
+    "wide.csv": f"{HEAD}photos/a.png,m.png,star,sand\n",
+    "two.csv": "picture,mask,words,mask\nphotos/a.png,m.png,x,n.png\n",
+    "nul.jsonl": FINE.replace("m.png", "\\u0000.png"),
+    "half.jsonl": FINE.replace("m.png", "\\ud800.png"),
 }
 
 BAD = {
@@ -300,6 +305,10 @@ BAD = {
     "a line twice": (["inpaint", "--manifest", "twice.csv"], "again, at twice.csv, line 3"),
     "a line of no JSON": (["inpaint", "--manifest", "cut.jsonl"], "cut.jsonl, line 2"),
     "a line of no words": (["inpaint", "--manifest", "mute.jsonl"], "expected words to draw"),
+    "a cell too many": (["inpaint", "--manifest", "wide.csv"], "'sand'. beyond them, at wide.csv"),
+    "a column twice": (["inpaint", "--manifest", "two.csv"], "each column once"),
+    "a name with NUL": (["inpaint", "--manifest", "nul.jsonl"], "expected a name of a file"),
+    "half a letter": (["inpaint", "--manifest", "half.jsonl"], "expected a name of a file"),
     "a folder in a list": (["inpaint", "--manifest", "folder.csv"], "found none at photos"),
     "no model": (["segment", "photos", "--model", "empty"], "got none, at empty"),
     "no such model": (["segment", "photos", "--model", "x"], "got nothing there, at x"),
@@ -363,3 +372,36 @@ def test_siblings_that_ship_name_what_they_find(model, tmp_path, monkeypatch):
     segments = found["annotations"][0]["segments_info"]
     assert {names[one["category_id"]] for one in segments} <= {*THING_IDS, *STUFF_IDS}
     assert sum(one["area"] for one in segments) > 64 * 64 / 2
+
+
+def place(*names: str) -> list[Picture]:
+    return [Picture(Path("p", name), name.replace("/", "_"), name) for name in names]
+
+
+def lay(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def test_masks_are_paired_by_their_place_and_else_by_a_name_that_is_alone(tmp_path):
+    masks = lay(tmp_path / "m", "a/x.png", "b/x.png", "y.jpg", "deep/z.png")
+    found = pair_masks(masks, place("a/x.png", "b/x.jpg", "c/y.png", "z.png"))
+    names = {key: path.relative_to(masks).as_posix() for key, path in found.items()}
+    wanted = ("a/x.png", "b/x.png", "y.jpg", "deep/z.png")
+    assert names == dict(zip(("a_x.png", "b_x.jpg", "c_y.png", "z.png"), wanted))
+
+
+@pytest.mark.parametrize(
+    ("masks", "pictures", "words"),
+    [
+        (["x.png"], ["a/x.png", "b/x.png"], "expected one mask named a/x for p/a/x.png, got none"),
+        (["x.png", "x.jpg"], ["x.png"], r"named x for p/x.png, got .*x.jpg and .*x.png, in"),
+        (["x.png"], ["x.png", "x.jpg"], "a mask for each picture, got one for p/x.png and p/x.jpg"),
+        (["a/x.png", "b/x.png"], ["x.png"], "got .*a/x.png and .*b/x.png, in"),
+    ],
+)
+def test_masks_that_could_be_anothers_are_refused(tmp_path, masks, pictures, words):
+    with pytest.raises(UnigsError, match=words):
+        pair_masks(lay(tmp_path, *masks), place(*pictures))

@@ -12,7 +12,7 @@ from test_latents import PER_SHARD, config, list_files, make_run, write  # noqa:
 
 from unigs.latents import OtherLatents, open_cache
 from unigs.records import TASKS, UnigsError
-from unigs.shards import DamagedSample, ShardError
+from unigs.shards import DamagedSample, ShardError, ShardReader
 from unigs.tasks import TaskOptions
 from unigs.verbs.latents import write_latents
 from unigs.windows import Places, decode_window, encode_window
@@ -135,3 +135,21 @@ def test_what_cannot_be_is_refused(config, tmp_path):  # noqa: F811
         write_latents([config], str(tmp_path / "no"), samples=5, windows=2)
     with pytest.raises(UnigsError, match=r"at least 1, got 0, at data\.tasks\.windows"):
         write_latents([config], str(tmp_path / "no"), windows=0)
+
+
+@pytest.mark.parametrize("options", [{"windows": 1}, {"samples": 20}], ids=["windows", "samples"])
+def test_damage_that_may_be_healed_is_not_encoded(config, tmp_path, monkeypatch, options):  # noqa: F811
+    read = ShardReader.read
+
+    def read_damaged(self, source, shard, member):
+        if member == 1:
+            raise DamagedSample("expected a CRC-32, got another")
+        return read(self, source, shard, member)
+
+    monkeypatch.setattr(ShardReader, "read", read_damaged)
+    with pytest.raises(ShardError, match="whole shards to encode, got expected a CRC-32"):
+        write(config, tmp_path / "out", **options)
+    monkeypatch.undo()
+    write(config, tmp_path / "out", **options)
+    write(config, tmp_path / "new", **options)
+    assert list_files(tmp_path / "out") == list_files(tmp_path / "new")

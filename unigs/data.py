@@ -39,6 +39,10 @@ JOINT_SOURCES = {
 """Data sets of each task (supplement); the paper gives no weights, equal ones are ours."""
 
 
+HELD_OUT_WINDOW = 8
+"""Shards that are shuffled into each other in a held-out set, whatever the training's."""
+
+
 @dataclass(frozen=True)  # no slots: the command line reads its fields
 class Loading:
     """How the training stream is cut into batches and read.
@@ -146,7 +150,9 @@ class UniGSData(L.LightningDataModule):
 
     def describe_samples(self) -> dict[str, Any]:
         """What the sample of an index depends on."""
-        manifests, plan = self.make_plan(self.train_split, self.task_ratios)
+        manifests, plan = self.make_plan(
+            self.train_split, self.task_ratios, self.loading.window_shards
+        )
         return {
             "seed": self.seed,
             "tasks": self.tasks,
@@ -233,16 +239,17 @@ class UniGSData(L.LightningDataModule):
         return {name: found[name] for name in sorted(used)}, weights
 
     def make_plan(
-        self, split: str, ratios: Mapping[str, float]
+        self, split: str, ratios: Mapping[str, float], window_shards: int
     ) -> tuple[dict[str, Manifest], Plan]:
         """The manifests in use and the order of their samples."""
         manifests, weights = self.select_sources(split)
         sizes = {name: manifest.sizes for name, manifest in manifests.items()}
-        return manifests, Plan(sizes, ratios, weights, self.seed, self.loading.window_shards)
+        return manifests, Plan(sizes, ratios, weights, self.seed, window_shards)
 
     def make_dataset(self, split: str, augment: bool, ratios: Mapping[str, float]) -> StreamDataset:
         """Index -> sample for one split; without ``augment`` by the rules of evaluation."""
-        manifests, plan = self.make_plan(split, ratios)
+        window_shards = self.loading.window_shards if augment else HELD_OUT_WINDOW
+        manifests, plan = self.make_plan(split, ratios, window_shards)
         options = replace(self.tasks, max_painted=self.max_painted)
         make = partial(
             make_sample,

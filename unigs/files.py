@@ -24,6 +24,7 @@ from unigs.records import UnigsError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LFS_POINTER = b"version https://git-lfs"
+NETWORK_FILES = (".safetensors", ".bin", ".pt", ".json", ".txt", ".model", ".index")
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _AT_CWD = -100
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -193,6 +194,14 @@ def hash_file(path: Path) -> str:
         return ""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_network(folder: Path) -> str:
+    """sha256 in hex over all that a network is loaded from: weights, configs, words of a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in NETWORK_FILES):
+        digest.update(f"{path.relative_to(folder)} {hash_file(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _open_direct(folder: Path, name: str) -> int | None:

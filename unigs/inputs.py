@@ -40,16 +40,27 @@ def turn_picture(picture: Image.Image | np.ndarray, orientation: int) -> np.ndar
     """The pixels [H, W] or [H, W, C], turned upright by an EXIF orientation 1..8."""
     bare = Image.fromarray(np.asarray(picture))
     bare.getexif()[ExifTags.Base.Orientation] = orientation
-    return np.asarray(ImageOps.exif_transpose(bare))
+    return np.array(ImageOps.exif_transpose(bare))  # a copy: others may write to it
 
 
 # --- label maps ----------------------------------------------------------------------------------
 
 
 def keep_values(image: Image.Image) -> Image.Image:
-    """A loaded label map in a mode whose numbers are its values: L, I, or RGBA of colours."""
-    if image.mode in ("L", "1") or image.mode.startswith("I"):
-        return image.convert("L" if image.mode == "1" else "I")
+    """A loaded label map in a mode whose numbers are its values: L, I, or RGBA of colours.
+
+    Raises:
+        UnreadableImage: numbers below 0, or that are not whole.
+    """
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (np.isfinite(values) & (values == np.rint(values))).all():
+            raise UnreadableImage("label map of numbers that are not whole", "mode F")
+    if image.mode in ("L", "1", "F") or image.mode.startswith("I"):
+        numbers = image.convert("L" if image.mode == "1" else "I")
+        if (lowest := int(np.asarray(numbers).min(initial=0))) < 0:
+            raise UnreadableImage("label map of numbers below 0", f"the lowest is {lowest}")
+        return numbers
     return image.convert("RGBA")
 
 

@@ -20,6 +20,7 @@ import torch
 from unigs.batches import stack_samples
 from unigs.data import JOINT_SOURCES, HeldOut, Loading, UniGSData, list_batches
 from unigs.evaluation.options import Scenes
+from unigs.files import write_text
 from unigs.loaders import GuardedLoader
 from unigs.plan import Plan
 from unigs.records import Batch, UnigsError
@@ -111,7 +112,7 @@ def write_protocol(path: Path, header: dict[str, Any], items: Iterable[dict[str,
     rows = [{name: item[name] for name in fields} for item in items]
     lines = ",\n  ".join(json.dumps(row) for row in sorted(rows, key=lambda row: row["index"]))
     head = json.dumps(header)
-    path.write_text(f'{{"header": {head},\n "items": [\n  {lines}\n ]}}\n')
+    write_text(path, f'{{"header": {head},\n "items": [\n  {lines}\n ]}}\n')
 
 
 def read_protocol(path: Path, header: dict[str, Any]) -> dict[int, str]:
@@ -122,13 +123,13 @@ def read_protocol(path: Path, header: dict[str, Any]) -> dict[int, str]:
     """
     try:
         found = json.loads(path.read_text())
-        items = {row["index"]: row["digest"] for row in found["items"]}
+        items, known = {row["index"]: row["digest"] for row in found["items"]}, {**found["header"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnigsError(f"expected a protocol; got {error!r}; in {path}") from error
     for name, wanted in json.loads(json.dumps(header)).items():
-        if found["header"].get(name) != wanted:
+        if known.get(name) != wanted:
             raise UnigsError(
-                f"expected {name} {found['header'].get(name)} as in the protocol; "
+                f"expected {name} {known.get(name)} as in the protocol; "
                 f"got {wanted}; {path} is of other inputs"
             )
     return items

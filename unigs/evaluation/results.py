@@ -13,6 +13,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from PIL import Image
 from unigs.evaluation.figures import split_groups, split_tasks, summarise_rows
 from unigs.evaluation.fingerprint import list_differences
 from unigs.files import write_text
+from unigs.locks import lock_file
 from unigs.metrics.frechet import (
     Statistics,
     measure_frechet,
@@ -47,6 +49,7 @@ class ResultStore:
 
     Raises:
         UnigsError: the folder holds results of something else.
+        FolderBusy: another evaluation writes there.
     """
 
     def __init__(self, folder: Path, header: dict[str, Any], rank: int = 0) -> None:
@@ -54,9 +57,18 @@ class ResultStore:
         (folder / "features").mkdir(parents=True, exist_ok=True)
         (folder / "pictures").mkdir(exist_ok=True)
         self.header = json.loads(json.dumps(header))
-        self.rows = {row["index"]: row for path in self._files() for row in self._read(path)}
+        self._lock = ExitStack()  # left with this object, however that goes
+        self._lock.enter_context(lock_file(folder / f".rows-{rank:05d}.lock", "an evaluation"))
+        with ExitStack() as refused:
+            refused.callback(self.close)
+            self.rows = {row["index"]: row for path in self._files() for row in self._read(path)}
+            refused.pop_all()
         if not self.path.exists():
             self._append([{"header": self.header}])
+
+    def close(self) -> None:
+        """Let others write rows of this rank."""
+        self._lock.close()
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("rows-*.jsonl"))

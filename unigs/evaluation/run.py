@@ -160,7 +160,10 @@ def evaluate(
 def keep_results(
     store: ResultStore, rows: list[dict[str, Any]], results: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write ``results.json`` and the figures of resamples; what all evaluations tell is added."""
+    """Write ``results.json`` and the figures of resamples, and leave the folder to others.
+
+    What all evaluations tell is added.
+    """
     resampled = resample_results(rows)
     results = {
         **results,
@@ -173,6 +176,7 @@ def keep_results(
     }
     write_resampled(store.folder, resampled)
     write_json(store.folder / RESULTS, _drop_nan(results))
+    store.close()
     return results
 
 

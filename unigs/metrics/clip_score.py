@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 from torchmetrics import Metric
 
-from unigs.files import hash_file
+from unigs.files import hash_file, hash_network
 from unigs.metrics.extras import check_pictures, find_weights, import_extra
 from unigs.metrics.overlaps import to_grid
 from unigs.records import UnigsError
@@ -68,7 +68,7 @@ def load_clip(
     open_clip = import_extra("open_clip", "the CLIP score")
     if download is None and Path(str(weights)).is_dir():
         name, source = f"local-dir:{weights}", None
-        description = f"{Path(str(weights)).name}"
+        description = f"{Path(str(weights)).name} {hash_network(Path(str(weights)))[:12]}"
     else:
         config = open_clip.get_model_config(backbone)
         if config is None:

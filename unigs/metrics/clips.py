@@ -7,17 +7,18 @@ which clips and ranks add up. What is kept of a frame are tables of pairs, and n
 - **J** is the IoU of a pair in a frame, 1 where neither is there.
 - **F** is the harmonic mean of precision and recall of the pixels of the outlines, which count as
   found within 0.8 % of the frame's diagonal; 1 where neither has an outline.
-- Predicted ids are paired with true objects once per clip, so that the sum of their mean J is
-  largest; an object without a partner is compared with an empty mask. Spare predictions cost
-  nothing.
+- Predicted ids are paired with true objects once per clip, so that the sum of their mean J and
+  mean F is largest, as DAVIS' own evaluation does; an object without a partner is compared with an
+  empty mask. Spare predictions cost nothing.
 - By object: **mean** over the frames; **recall**, the share of frames above 0.5; **decay**, the
   mean of the first quarter of the frames minus that of the last. Then the mean over all objects of
   all clips. All frames count.
 - **id_switches**: how often an object is found (IoU > 0.5) under another id than when it was found
   last, over all clips (the IDSW of CLEAR MOT).
 
-Equal to ``trackeval`` 1.3 (``JAndF``, ``CLEAR``), but for two things of its own: quarters of clips
-over 256 frames, whose ends it keeps in 8 bits, and switches by pairs of exactly 0.5.
+Equal to ``trackeval`` 1.3 (``JAndF`` with ``optim_type`` J&F, ``CLEAR``), but for two things of
+its own: quarters of clips over 256 frames, whose ends it keeps in 8 bits, and switches by pairs of
+exactly 0.5.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ TOLERANCE = 0.008
 
 FOUND = 0.5
 QUARTERS = 4
-TIE = 1e-9
 
 
 class FrameScores(NamedTuple):
@@ -154,7 +154,7 @@ def score_clip(frames: Sequence[FrameScores]) -> ClipScores:
     j, f = np.zeros(size), np.zeros(size)
     for t, (frame, place) in enumerate(zip(frames, places, strict=True)):
         j[..., t], f[..., t] = frame.j[place], frame.f[place]
-    rows, columns = linear_sum_assignment(j.mean(-1) + TIE * f.mean(-1), maximize=True)
+    rows, columns = linear_sum_assignment(j.mean(-1) + f.mean(-1), maximize=True)
     rows = rows[np.argsort(columns)]
     objects = np.arange(len(true))
     partners = np.asarray(predicted, np.int64)[rows]

@@ -23,7 +23,7 @@ from scipy import ndimage
 from torch import nn
 
 from unigs.annotations.ade20k import THING_CLASSES
-from unigs.files import hash_file
+from unigs.files import hash_network
 from unigs.metrics.extras import check_pictures
 from unigs.records import UnigsError
 from unigs.weights import in_words, resolve_source
@@ -359,6 +359,5 @@ def require_torchvision(what: str) -> None:
 
 
 def _describe(folder: Path) -> str:
-    """The folder's name; of a local network also its weights, which change when it is retrained."""
-    weights = folder / "model.safetensors"
-    return f"{folder.name} {hash_file(weights)[:12]}" if weights.is_file() else folder.name
+    """The folder's name; of a local network also its files, which change when it is retrained."""
+    return f"{folder.name} {hash_network(folder)[:12]}" if folder.is_dir() else folder.name

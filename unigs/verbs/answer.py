@@ -7,6 +7,7 @@ with it, is imported by :func:`answer` once the first picture is read.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -177,8 +178,12 @@ def pair_rows(order: Order, pictures: Sequence[Picture]) -> dict[str, Row]:
 def pair_masks(mask: Path | None, pictures: Sequence[Picture]) -> dict[str, Path]:
     """The mask of each picture, by key.
 
+    In a folder a picture's mask lies where the picture lies below its root, under its name with any
+    suffix; or anywhere, if no other picture and no other mask has that name.
+
     Raises:
-        UnigsError: no such file, one file for several pictures, or a picture without a mask.
+        UnigsError: no such file, one file for several pictures, a picture without a mask or with
+            several.
     """
     if mask is None:
         return {}
@@ -190,11 +195,28 @@ def pair_masks(mask: Path | None, pictures: Sequence[Picture]) -> dict[str, Path
                 f"expected a folder of masks for {len(pictures)} pictures, got a file, at {mask}"
             )
         return {pictures[0].key: mask}
-    found = {path.stem: path for path in sorted(mask.iterdir()) if path.suffix.lower() in SUFFIXES}
-    for picture in pictures:
-        if picture.path.stem not in found:
-            raise UnigsError(f"expected a mask named {picture.path.stem}, found none, in {mask}")
-    return {picture.key: found[picture.path.stem] for picture in pictures}
+    by_name, by_stem = defaultdict(list), defaultdict(list)
+    for path in sorted(mask.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            by_name[path.relative_to(mask).with_suffix("").as_posix()].append(path)
+            by_stem[path.stem].append(path)
+    stems = Counter(one.path.stem for one in pictures)
+    masks: dict[str, Path] = {}
+    owners: dict[Path, Path] = {}
+    for one in pictures:
+        stem, name = one.path.stem, Path(one.file_name).with_suffix("").as_posix()
+        found = by_name.get(name) or (by_stem.get(stem) if stems[stem] == 1 else None) or []
+        if len(found) != 1:
+            came = " and ".join(map(str, found)) or "none"
+            where = f"for {one.path}, got {came}, in {mask}"
+            raise UnigsError(f"expected one mask named {name} {where}")
+        if (owner := owners.setdefault(found[0], one.path)) != one.path:
+            raise UnigsError(
+                f"expected a mask for each picture, got one for {owner} and {one.path}, at "
+                f"{found[0]}"
+            )
+        masks[one.key] = found[0]
+    return masks
 
 
 def find_open(

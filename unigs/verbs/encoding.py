@@ -24,7 +24,8 @@ from unigs.latents import NAME, RUN, WINDOWS, Precision, encode_row, name_key, r
 from unigs.loaders import GuardedLoader
 from unigs.locks import FolderBusy
 from unigs.records import Batch, Skips, UnigsError
-from unigs.shards.files import read_json, tell_in_words
+from unigs.shards import DamagedSample
+from unigs.shards.files import ShardError, read_json, tell_in_words
 from unigs.shards.manifest import count_shards, name_folder, name_shard
 from unigs.shards.merge import SOURCE_NAME, merge_folders
 from unigs.shards.write import find_receipt, write_source
@@ -78,7 +79,11 @@ class EncodedStream:
         return []
 
     def encode(self, wanted: range, skips: Skips) -> Iterator[tuple[str, bytes]]:
-        """Key and tar members of each sample; those that were replaced are counted."""
+        """Key and tar members of each sample; those that were replaced are counted.
+
+        Raises:
+            ShardError: one was replaced for damage, which may be healed later.
+        """
         loader = GuardedLoader(
             self.stream,
             self.workers,
@@ -89,6 +94,11 @@ class EncodedStream:
         )
         for batch, replaced in loader:
             for one in replaced:
+                if where := one.examples.get(DamagedSample.reason):
+                    raise ShardError(
+                        f"expected whole shards to encode, got {where}; a healed shard would have "
+                        "other latents: unigs shards verify names what is damaged"
+                    )
                 skips.update(one)
             yield from self.encode_batch(batch)
 
@@ -168,7 +178,7 @@ def encode_ahead(system: System, data: UniGSData, ahead: Ahead) -> None:
             options={RUN: run, "dtype": ahead.dtype},
         )  # fmt: skip
     if skips.total:
-        print(f"replaced by other samples, as in training: {skips}")
+        print(f"not usable, and replaced by other samples in training: {skips}")
     shards = range(count_shards(len(source), size))
     left = [k for k in shards if find_receipt(folder, name_shard(folder.name, k)) is None]
     if left:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,15 +67,23 @@ def read_manifest(path: Path) -> list[Row]:
 def _read_csv(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        missing = set(FIELDS) - set(reader.fieldnames or ())
+        names = reader.fieldnames or ()
+        if len({*names}) < len(names):
+            came = ", ".join(names)
+            raise UnigsError(f"expected each column once, got {came}, at {path}, line 1")
+        missing = set(FIELDS) - {*names}
         if missing:
             raise UnigsError(
                 f"expected the columns {', '.join(FIELDS)}, got none called "
                 f"{', '.join(sorted(missing))}, at {path}, line 1"
             )
         for content in reader:
-            words = (content["words"] or "").split(";")
-            yield reader.line_num, {**content, "words": [word for word in words if word.strip()]}
+            if None in content:  # what csv calls the cells beyond the last column
+                raise UnigsError(
+                    f"expected {len(names)} cells, got {content[None]} beyond them, at {path}, "
+                    f"line {reader.line_num}; words are parted by ;"
+                )
+            yield reader.line_num, {**content, "words": content["words"] or ""}
     except csv.Error as error:
         raise UnigsError(
             f"expected CSV, got: {error}, at {path}, line {reader.line_num}"
@@ -94,13 +103,23 @@ def _read_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
             ) from error
 
 
+def _can_be_written(text: str) -> bool:
+    try:
+        return bool(os.fsencode(text))
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+
+
 def _make_row(content: Any, folder: Path, where: str) -> Row:
     found = content if isinstance(content, dict) else {}
     for name in ("picture", "mask"):
         if not isinstance(found.get(name), str) or not found[name].strip():
             raise UnigsError(f"expected a file as {name}, got {show(found.get(name))}, at {where}")
+        if "\0" in found[name] or not _can_be_written(found[name]):
+            raise UnigsError(f"expected a name of a file, got {show(found[name])}, at {where}")
     words = found.get("words")
-    words = [words] if isinstance(words, str) else words
+    if isinstance(words, str):
+        words = [word for word in words.split(";") if word.strip()]
     if not isinstance(words, list) or not words or not all(isinstance(w, str) for w in words):
         raise UnigsError(f"expected words to draw, got {show(words)}, at {where}")
     return Row(folder / found["picture"], folder / found["mask"], tuple(words))

@@ -144,7 +144,7 @@ def join_list(values: Sequence[str]) -> str:
 def is_list(value: str) -> bool:
     """Whether a value is written as a list: in JSON, or ``[star, sand]``.
 
-    What is none: the name of a file, a glob that begins with ``[``, one bare word in brackets.
+    What is none: the name of a file, or a glob that begins with ``[``.
     """
     if not (value.startswith("[") and value.endswith("]")) or os.path.lexists(value):
         return False
@@ -156,4 +156,4 @@ def is_list(value: str) -> bool:
         found = yaml.safe_load(value)
     except (yaml.YAMLError, RecursionError):
         return False
-    return isinstance(found, list) and len(found) > 1
+    return isinstance(found, list)

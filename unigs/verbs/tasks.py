@@ -111,7 +111,7 @@ def inpaint_pictures(
 
     Args:
         out: folder for images/, the filled pictures, and the same files as of ``unigs segment``.
-        images: a file; or files, folders and globs, with a folder of masks.
+        images: a file; or files, folders and globs, with a folder of masks that lie as they do.
         mask: a picture of the same size: what is brighter than half is filled, or what is
             transparent, if it is a picture with a hole; how it was understood is printed. Or a
             folder of such, each with the name of its picture up to the suffix.
