@@ -114,6 +114,6 @@ def test_figures_are_those_of_one_rank(shards, tmp_path, alone, world, size):
 
 def test_fewer_samples_than_ranks_are_refused(shards):
     data = build_data(shards, tasks=TaskOptions(32, max_painted=9), samples_per_task=1)
-    _, plan = data.make_plan("val", data.task_ratios)
+    _, plan = data.make_plan("val", data.task_ratios, 8)
     with pytest.raises(UnigsError, match="each of 5 ranks, got 4"):
         list_batches(plan, data.validation, 5)
