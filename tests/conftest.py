@@ -65,6 +65,17 @@ def make_annotated(
 
 
 @pytest.fixture(scope="session")
+def vq_folder(tmp_path_factory) -> str:
+    """A tiny first stage of GSS, of random weights."""
+    from gss_parts import make_vq
+
+    torch.manual_seed(0)
+    folder = str(tmp_path_factory.mktemp("vq") / "vq")
+    make_vq().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> str:
     """Shards of a small synthetic data set in all three layouts, 64 px."""
     from unigs.shards import write_shards

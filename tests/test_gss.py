@@ -56,14 +56,6 @@ from unigs.verbs.sheet import render_sheet
 SETTINGS = Settings(side_px=32, least_area=0.01)
 
 
-@pytest.fixture(scope="module")
-def vq_folder(tmp_path_factory) -> str:
-    torch.manual_seed(0)
-    folder = str(tmp_path_factory.mktemp("vq") / "vq")
-    make_vq().save_pretrained(folder)
-    return folder
-
-
 # --- painting ---
 
 

@@ -29,14 +29,6 @@ from unigs.systems.pixels import resize_labels, to_signed
 from unigs.tasks import UNKNOWN
 
 
-@pytest.fixture(scope="module")
-def vq_folder(tmp_path_factory) -> str:
-    torch.manual_seed(0)
-    folder = str(tmp_path_factory.mktemp("vq") / "vq")
-    make_vq().save_pretrained(folder)
-    return folder
-
-
 def make_recipe(vq_folder, folder, variant, steps=2) -> Maskige:
     torch.manual_seed(0)
     out = str(folder / variant)

@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from gss_parts import make_data, make_vq
+from gss_parts import make_data
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from unigs.recipes.autoencoder import Autoencoder
@@ -25,14 +25,6 @@ from fault_harness import pick_port
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def vq_folder(tmp_path_factory) -> str:
-    torch.manual_seed(0)
-    folder = str(tmp_path_factory.mktemp("vq") / "vq")
-    make_vq().save_pretrained(folder)
-    return folder
 
 
 def make_model(kind: str, folder: Path, vq_folder: str):
