@@ -232,6 +232,16 @@ def test_a_least_area_that_is_none_is_refused(vq_folder):
         make_model(posterior=vq_folder, least_area=40)
 
 
+@pytest.mark.parametrize("part", ["prior", "reader"])
+def test_logits_that_are_not_finite_are_told_in_words(part):
+    stages = make_stages(reader=True).eval()
+    with torch.no_grad():
+        for weight in getattr(stages, part).parameters():
+            weight.fill_(float("nan"))
+    with pytest.raises(UnigsError, match=f"expected finite logits, got NaN or infinity, .*{part}"):
+        stages(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+
+
 def test_the_predictor_refuses_what_it_does_not_know():
     predictor = GSSPredictor(make_stages().eval(), SETTINGS)
     batch = make_batch(torch.zeros(1, 32, 32, dtype=torch.int32), [()])

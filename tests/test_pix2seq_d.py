@@ -196,6 +196,13 @@ def test_a_perfect_denoiser_gives_the_truth_in_any_steps(loss, steps, td):
     torch.testing.assert_close(found, truth, rtol=0, atol=1e-3 if loss == "eps" else 1e-7)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_bits_that_are_not_finite_are_told_in_words(value):
+    predict = lambda noisy, gamma: torch.full_like(noisy, value)
+    with pytest.raises(UnigsError, match="expected finite bits, got NaN or infinity, from the den"):
+        sample_bits(predict, torch.randn(2, 9, 4, 4), 0.1, BitSampling(2))
+
+
 def test_sure_logits_are_exact_bits():
     truth = draw_bits(4)
     logits = say_surely(truth, "xent", truth, None, CODE)

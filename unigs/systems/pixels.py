@@ -1,4 +1,4 @@
-"""Pixels on their way into a network and back: the signed range, and sizes that it can run at."""
+"""Pixels on their way into a network and back: the signed range, sizes that it can run at, NaN."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+
+from unigs.records import UnigsError
 
 
 def to_signed(pixels: torch.Tensor) -> torch.Tensor:
@@ -16,6 +18,28 @@ def to_signed(pixels: torch.Tensor) -> torch.Tensor:
 def to_uint8(signed: torch.Tensor) -> torch.Tensor:
     """float -1..1 (clamped) -> uint8 0..255, rounded; the inverse of :func:`to_signed`."""
     return ((signed.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def check_finite(values: torch.Tensor, what: str, origin: str) -> torch.Tensor:
+    """What a network gave, before it is read as pixels, bits or classes.
+
+    Args:
+        values: float, of any shape.
+        what: they are, in the plural.
+        origin: the network.
+
+    Returns:
+        The same.
+
+    Raises:
+        UnigsError: NaN or infinity among them.
+    """
+    if not values.isfinite().all():
+        raise UnigsError(
+            f"expected finite {what}, got NaN or infinity, from {origin}; half precision may make "
+            "such, and guidance that is too strong"
+        )
+    return values
 
 
 def fit_size(height: int, width: int, resolution_px: int | None, multiple: int) -> tuple[int, int]:

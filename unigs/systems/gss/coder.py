@@ -21,7 +21,7 @@ from unigs.systems.gss.discrete import Posterior
 from unigs.systems.gss.painting import Painting
 from unigs.systems.gss.posterior import build_posterior
 from unigs.systems.gss.readers import READERS, Reader
-from unigs.systems.pixels import resize_labels, to_signed
+from unigs.systems.pixels import check_finite, resize_labels, to_signed
 from unigs.weights import in_words
 
 FOLDER = "Maskige"
@@ -58,10 +58,14 @@ class Coder(nn.Module):
 
         Returns:
             Classes, int64 [B, H, W] in 0..K; their probability, float, if a reader gives one.
+
+        Raises:
+            UnigsError: its logits are not finite.
         """
         if self.reader is None:
             return read_maskige(maskige, self.painting.palette), None
-        chance, classes = self.reader(to_signed(maskige)).softmax(1).max(1)
+        logits = check_finite(self.reader(to_signed(maskige)), "logits", "the reader of colours")
+        chance, classes = logits.softmax(1).max(1)
         return classes, chance
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unigs.systems.gss.coder import Coder
 from unigs.systems.gss.prior import MaskigePrior
-from unigs.systems.pixels import resize_labels
+from unigs.systems.pixels import check_finite, resize_labels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,9 +63,13 @@ class Stages(Coder):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Seen:
-        """Predict uint8 [B, 3, H, W]: arg-max codes, decoded, read."""
+        """Predict uint8 [B, 3, H, W]: arg-max codes, decoded, read.
+
+        Raises:
+            UnigsError: logits that are not finite.
+        """
         logits = self.prior.predict(self.prior.look(image))
-        chance, codes = logits.softmax(1).max(1)  # [B, h, w]
+        chance, codes = check_finite(logits, "logits", "the prior").softmax(1).max(1)  # [B, h, w]
         return self.read(codes, chance, image.shape[-2:])
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import nn
 
 from unigs.records import UnigsError
 from unigs.systems.joint.tokens import as_utf8
-from unigs.systems.pixels import to_signed, to_uint8
+from unigs.systems.pixels import check_finite, to_signed, to_uint8
 from unigs.systems.sending import send
 
 LATENT_CHANNELS = 4
@@ -81,12 +81,7 @@ class FrozenTowers(nn.Module):
         """
         latents = latents / self.vae.config.scaling_factor
         signed = self.vae.decode(latents.to(self.vae.dtype)).sample  # [B, 3, H, W]
-        if not signed.isfinite().all():
-            raise UnigsError(
-                "expected finite pixels, got NaN or infinity, from the VAE's decoder; guidance "
-                "that is too strong makes such, and half precision may"
-            )
-        return to_uint8(signed)
+        return to_uint8(check_finite(signed, "pixels", "the VAE's decoder"))
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> torch.Tensor:

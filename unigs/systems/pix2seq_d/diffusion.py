@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unigs.codec.panoptic_ids import LEAST_PX
 from unigs.records import UnigsError
+from unigs.systems.pixels import check_finite
 from unigs.systems.sampling import Sampling
 
 SHARED = {"num_inference_steps": "steps", "seed": "seed"}
@@ -108,12 +109,15 @@ def sample_bits(
 
     Returns:
         The last x_0, [B, C, h, w] in -scale..scale.
+
+    Raises:
+        UnigsError: an x_0 is not finite, before it is clipped.
     """
     noisy, clean = noise, noise
     for pair in list_times(sampling.steps, sampling.td):
         now, then = signal_share(torch.tensor(pair, dtype=torch.float64))
         told = noise.new_full((len(noise),), float(now))
-        clean = predict(noisy, told).clamp(-scale, scale)
+        clean = check_finite(predict(noisy, told), "bits", "the denoiser").clamp(-scale, scale)
         left = (noisy - float(now.sqrt()) * clean) / float((1 - now).sqrt())
         noisy = float(then.sqrt()) * clean + float((1 - then).sqrt()) * left
     return clean
