@@ -58,7 +58,7 @@ scenes: install  ## draw the benchmark's scenes and write their shards (15 minut
 	$(BIN)/unigs shards $(call SETS,$(BENCH)/test) --out $(BENCH)/test-shards
 	$(BIN)/unigs shards $(call SETS,$(BENCH)/test-again) --out $(BENCH)/test-again-shards
 
-benchmark: scenes  ## train, judge and score the benchmark's model (about 4 hours, 2 cores); resumes
+benchmark: scenes  ## train, judge and score the benchmark's model (about 5 hours, 2 cores); resumes
 	test -e $(BENCH)/base/model_index.json || $(BIN)/unigs base --preset small --out $(BENCH)/base
 	$(call LATENTS,1/2) & $(call LATENTS,2/2) && wait $$!
 	OMP_NUM_THREADS=1 $(BIN)/unigs fit --config configs/benchmark.yaml --data.latents $(BENCH)/latents
