@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from unigs.records import UnigsError
 from unigs.systems.joint.tokens import as_utf8
 from unigs.systems.pixels import check_finite, to_signed, to_uint8
 from unigs.systems.sending import send
