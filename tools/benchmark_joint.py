@@ -60,7 +60,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "given stream: learnt": (f"{MODEL}.objective.given_weight=1",),
     "all four tasks, as many samples": (f"--data.init_args.task_ratios={ALL_TASKS}",),
 }
-"""What each row changes of ``configs/benchmark.yaml`` with entity segmentation alone."""
+"""What each row changes of ``CONFIGS``."""
 
 SAMPLES = 50
 

@@ -15,7 +15,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -198,10 +198,14 @@ def hash_file(path: Path) -> str:
 
 def hash_network(folder: Path) -> str:
     """sha256 in hex over all that a network is loaded from: weights, configs, words of a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in NETWORK_FILES):
-        digest.update(f"{path.relative_to(folder)} {hash_file(path)}\n".encode())
-    return digest.hexdigest()
+    return hash_files(folder, (path for path in folder.rglob("*") if path.suffix in NETWORK_FILES))
+
+
+def hash_files(folder: Path, paths: Iterable[Path]) -> str:
+    """sha256 in hex over the places below a folder and the bytes of those paths that are files."""
+    paths = sorted(path for path in paths if path.is_file())
+    lines = [f"{path.relative_to(folder).as_posix()} {hash_file(path)}\n" for path in paths]
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _open_direct(folder: Path, name: str) -> int | None:

@@ -57,12 +57,10 @@ class ResultStore:
         (folder / "features").mkdir(parents=True, exist_ok=True)
         (folder / "pictures").mkdir(exist_ok=True)
         self.header = json.loads(json.dumps(header))
-        self._lock = ExitStack()  # left with this object, however that goes
-        self._lock.enter_context(lock_file(folder / f".rows-{rank:05d}.lock", "an evaluation"))
-        with ExitStack() as refused:
-            refused.callback(self.close)
+        with ExitStack() as lock:
+            lock.enter_context(lock_file(folder / f".rows-{rank:05d}.lock", "an evaluation"))
             self.rows = {row["index"]: row for path in self._files() for row in self._read(path)}
-            refused.pop_all()
+            self._lock = lock.pop_all()  # left with this object, however that goes
         if not self.path.exists():
             self._append([{"header": self.header}])
 

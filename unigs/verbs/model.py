@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib import metadata
 from pathlib import Path
 
 from unigs import __version__
-from unigs.files import explain_errors, hash_file
+from unigs.files import explain_errors, hash_file, hash_files
 from unigs.records import UnigsError, show
 from unigs.weights import DIGESTS, INDEX, locate_shipped, read_config
 
@@ -51,9 +50,7 @@ def hash_model(folder: Path) -> str:
     """One sha256 for all parts of a model: that of its digests, or of every file's own."""
     if (folder / DIGESTS).exists():
         return hash_file(folder / DIGESTS)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{path.relative_to(folder).as_posix()} {hash_file(path)}\n" for path in paths]
-    return hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+    return hash_files(folder, folder.rglob("*"))
 
 
 def list_versions() -> dict[str, str]:
